@@ -1,0 +1,163 @@
+"""One frozen type per stage of the data's way, from a prompt to what the learner trains on.
+
+    Prompt → Completion → Rollout (scored) → Sample → AnnotatedSample → TrainSample → MicroBatch (packing.py)
+
+A field exists only where it has a value, so that a function's signature says what it needs. Arrays are numpy
+(Ray hands them over without copying, read-only), and every per-token array has the length of `tokens`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array: TypeAlias = npt.NDArray[np.int32]
+Float32Array: TypeAlias = npt.NDArray[np.float32]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+Message: TypeAlias = dict[str, Any]
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One line of a prompts file, as the user wrote it.
+
+    >>> Prompt(messages=({"role": "user", "content": "Hi"},), columns={"answer": "1"}, source="p.jsonl", line=1).line
+    1
+    """
+
+    messages: tuple[Message, ...]  # a `prompt` string is one user turn
+    columns: Mapping[str, Any] = field(default_factory=dict)  # every other column, for reward functions
+    source: str  # the file that it stands in
+    line: int  # physical line (Parquet: row) from 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPrompt:
+    """A prompt as the model sees it: the chat template applied and tokenised once."""
+
+    id: str  # unique in the run: which occurrence of which prompt
+    prompt: Prompt
+    tokens: Int32Array  # [P]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What a generator wrote for one prompt; its token ids are carried, never tokenised again."""
+
+    tokens: Int32Array  # [C], with the end-of-sequence token where the model chose it
+    logprobs: Float32Array  # [C], of the sampled distribution (temperature included)
+    text: str
+    finish_reason: FinishReason
+    policy_version: int  # oldest weights that wrote any of the tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A group: all completions of one prompt with their scores.
+
+    `rewards[name][i]` is completion i's raw score by that source, None where it could not be scored;
+    `reward[i]` is the weighted sum that is trained on, None where any source with a weight failed.
+    """
+
+    prompt: TokenPrompt
+    completions: tuple[Completion, ...]
+    rewards: Mapping[str, tuple[float | None, ...]]
+    reward: tuple[float | None, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.completions)
+        if len(self.reward) != n or any(len(r) != n for r in self.rewards.values()):
+            raise ValueError(f"rollout {self.prompt.id}: rewards and completions differ in number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One trainable token sequence, prompt and completion; every array has length T."""
+
+    id: str  # "<prompt id>/<index in the group>"; follows the sample to the Parquet file
+    group: int  # samples of one prompt share it
+    tokens: Int32Array  # [T]
+    mask: BoolArray  # [T] True where the policy chose the token
+    rollout_logprobs: Float32Array  # [T] from the generator; 0 where not mask
+    reward: float  # NaN only where not valid
+    valid: bool  # False: its score failed; it enters no baseline and no loss
+    policy_version: int
+
+    def __post_init__(self) -> None:
+        _same_length(self.id, self.tokens, self.mask, self.rollout_logprobs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotatedSample:
+    """A sample with what the learner's models say of it. None: this run does not need that quantity."""
+
+    sample: Sample
+    old_logprobs: Float32Array | None = (
+        None  # [T] the trainer's own before the update; None: exactly on-policy
+    )
+    ref_logprobs: Float32Array | None = None  # [T]
+    values: Float32Array | None = None  # [T]
+
+    def __post_init__(self) -> None:
+        given = [a for a in (self.old_logprobs, self.ref_logprobs, self.values) if a is not None]
+        _same_length(self.sample.id, self.sample.tokens, *given)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSample:
+    """An annotated sample with what the algorithm makes of its reward."""
+
+    annotated: AnnotatedSample
+    advantages: Float32Array  # [T], 0 where not mask
+    returns: Float32Array | None = None  # [T], where a critic learns
+
+    def __post_init__(self) -> None:
+        given = [a for a in (self.advantages, self.returns) if a is not None]
+        _same_length(self.annotated.sample.id, self.annotated.sample.tokens, *given)
+
+    @property
+    def sample(self) -> Sample:
+        """The sample itself."""
+        return self.annotated.sample
+
+
+def _same_length(name: str, tokens: Int32Array, *others: npt.NDArray[Any]) -> None:
+    for array in others:
+        if array.shape != tokens.shape:
+            raise ValueError(
+                f"sample {name}: arrays of shapes {tokens.shape} and {array.shape}; all must have length T"
+            )
+
+
+def to_samples(rollouts: Sequence[Rollout]) -> list[Sample]:
+    """Prompt and completion of every scored completion as one sequence; `group` numbers the rollouts from 0."""
+    return [
+        _sample(rollout, group=group, index=index)
+        for group, rollout in enumerate(rollouts)
+        for index in range(len(rollout.completions))
+    ]
+
+
+def _sample(rollout: Rollout, *, group: int, index: int) -> Sample:
+    completion, reward = rollout.completions[index], rollout.reward[index]
+    prompt_length = len(rollout.prompt.tokens)
+    length = prompt_length + len(completion.tokens)
+    mask = np.zeros(length, dtype=np.bool_)
+    mask[prompt_length:] = True
+    logprobs = np.zeros(length, dtype=np.float32)
+    logprobs[prompt_length:] = completion.logprobs
+    return Sample(
+        id=f"{rollout.prompt.id}/{index}",
+        group=group,
+        tokens=np.concatenate([rollout.prompt.tokens, completion.tokens]).astype(np.int32),
+        mask=mask,
+        rollout_logprobs=logprobs,
+        reward=float("nan") if reward is None else reward,
+        valid=reward is not None,
+        policy_version=completion.policy_version,
+    )
