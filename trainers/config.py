@@ -11,6 +11,4 @@ from pydantic import BaseModel, ConfigDict
 class Config(BaseModel):
     """A frozen section of the config tree; validators refuse, they never rewrite."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)

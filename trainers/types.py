@@ -97,9 +97,7 @@ class AnnotatedSample:
     """A sample with what the learner's models say of it. None: this run does not need that quantity."""
 
     sample: Sample
-    old_logprobs: Float32Array | None = (
-        None  # [T] the trainer's own before the update; None: exactly on-policy
-    )
+    old_logprobs: Float32Array | None = None  # [T] the trainer's own before the update; None: exactly on-policy
     ref_logprobs: Float32Array | None = None  # [T]
     values: Float32Array | None = None  # [T]
 
