@@ -1,14 +1,68 @@
-"""The base of every config class: frozen, unknown keys refused. It knows pydantic only.
+"""The base of every config class, and the sections that say how a policy samples and learns. It knows pydantic only.
 
-Each layer defines its own config beside what it configures; `cluster/config.py` composes them.
+Each layer defines its own config beside what it configures; `cluster/config.py` composes them. The text under a
+field is its help in `rlhf plan`, in the JSON schema and in `docs/configuration.md`.
 """
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Config(BaseModel):
-    """A frozen section of the config tree; validators refuse, they never rewrite."""
+    """A frozen section of the config tree; unknown keys are refused, validators refuse and never rewrite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+class SamplingConfig(Config):
+    """How completions are drawn. Only options under which generator and trainer mean the same distribution exist."""
+
+    n: int = Field(default=8, ge=1)
+    """Completions for each prompt (the group size)."""
+    temperature: float = Field(default=1.0, gt=0, le=10)
+    """Divides the logits, in the generator and in the trainer alike."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Longest completion, in tokens; a longer one ends as `length` and counts as truncated."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion besides the end-of-sequence token."""
+
+
+class ImportanceConfig(Config):
+    """Correction for the difference between the generator's and the trainer's log-probabilities."""
+
+    level: Literal["token", "sequence"] = "token"
+    """Per token, or the geometric mean over the sequence."""
+    cap: float = Field(default=2.0, gt=0)
+    """Largest weight (truncated importance sampling)."""
+
+
+class TrainConfig(Config):
+    """One optimizer, one step of the loop."""
+
+    steps: int = Field(default=100, ge=1)
+    """Steps of the loop: rollouts, scores, update, weight sync."""
+    prompts_per_step: int = Field(default=32, ge=1)
+    """Prompts of one step; each gets `sampling.n` completions."""
+    updates_per_step: int = Field(default=1, ge=1)
+    """Optimizer steps that one pass over a step's samples is cut into (1 = exactly on-policy)."""
+    epochs_per_step: int = Field(default=1, ge=1)
+    """Passes over a step's samples."""
+    learning_rate: float = Field(default=1e-6, ge=0)
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after the warm-up; linear and cosine reach 0 at the last optimizer step."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    max_tokens_per_microbatch: int = Field(default=8192, ge=1)
+    """Token budget of one forward and backward pass, padding included; changes memory and speed, never the result."""
+    max_staleness: int = Field(default=0, ge=0, le=0)
+    """How many policy versions a completion may lag behind; 0 = synchronous (the only value so far)."""
+    importance_correction: ImportanceConfig | None = None
+    """Multiplies the policy loss by capped importance weights; null = no correction."""
