@@ -3,11 +3,13 @@ line's help, the plan and the service can read it without an engine."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import Field
 
 from trainers.config import Config
+
+Placement: TypeAlias = Literal["split", "colocated"]
 
 
 class PolicyConfig(Config):
@@ -71,3 +73,9 @@ class SyncConfig(Config):
     stops; null = 1e-3 in float32, 0.5 in bfloat16 for a single token, see docs/operations.md."""
     canary_prompts: int = Field(default=4, ge=1)
     """Prompts whose log-probabilities are compared after each sync."""
+
+    def allowed_gap(self, dtype: str) -> float:
+        """The threshold that holds for a policy of that type."""
+        if self.max_logprob_gap is not None:
+            return self.max_logprob_gap
+        return 1e-3 if dtype == "float32" else 0.5

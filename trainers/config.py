@@ -62,6 +62,8 @@ class TrainConfig(Config):
     """Gradients are scaled down to this global norm."""
     max_tokens_per_microbatch: int = Field(default=8192, ge=1)
     """Token budget of one forward and backward pass, padding included; changes memory and speed, never the result."""
+    max_failed_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Share of a step's samples whose scores may fail (they are left out); more stops the run with the first cause."""
     max_staleness: int = Field(default=0, ge=0, le=0)
     """How many policy versions a completion may lag behind; 0 = synchronous (the only value so far)."""
     importance_correction: ImportanceConfig | None = None

@@ -132,30 +132,31 @@ def _same_length(name: str, tokens: Int32Array, *others: npt.NDArray[Any]) -> No
             )
 
 
-def to_samples(rollouts: Sequence[Rollout]) -> list[Sample]:
-    """Prompt and completion of every scored completion as one sequence; `group` numbers the rollouts from 0."""
-    return [
-        _sample(rollout, group=group, index=index)
-        for group, rollout in enumerate(rollouts)
-        for index in range(len(rollout.completions))
-    ]
-
-
-def _sample(rollout: Rollout, *, group: int, index: int) -> Sample:
-    completion, reward = rollout.completions[index], rollout.reward[index]
-    prompt_length = len(rollout.prompt.tokens)
-    length = prompt_length + len(completion.tokens)
-    mask = np.zeros(length, dtype=np.bool_)
-    mask[prompt_length:] = True
-    logprobs = np.zeros(length, dtype=np.float32)
-    logprobs[prompt_length:] = completion.logprobs
+def to_sample(
+    prompt: TokenPrompt, completion: Completion, *, id: str, group: int = 0, reward: float | None = None
+) -> Sample:
+    """Prompt and completion as one sequence; a reward of None makes it a sample without a valid score."""
+    length = len(prompt.tokens)
+    mask = np.zeros(length + len(completion.tokens), dtype=np.bool_)
+    mask[length:] = True
+    logprobs = np.zeros(len(mask), dtype=np.float32)
+    logprobs[length:] = completion.logprobs
     return Sample(
-        id=f"{rollout.prompt.id}/{index}",
+        id=id,
         group=group,
-        tokens=np.concatenate([rollout.prompt.tokens, completion.tokens]).astype(np.int32),
+        tokens=np.concatenate([prompt.tokens, completion.tokens]).astype(np.int32),
         mask=mask,
         rollout_logprobs=logprobs,
         reward=float("nan") if reward is None else reward,
         valid=reward is not None,
         policy_version=completion.policy_version,
     )
+
+
+def to_samples(rollouts: Sequence[Rollout]) -> list[Sample]:
+    """Prompt and completion of every scored completion as one sequence; `group` numbers the rollouts from 0."""
+    return [
+        to_sample(rollout.prompt, completion, id=f"{rollout.prompt.id}/{i}", group=group, reward=reward)
+        for group, rollout in enumerate(rollouts)
+        for i, (completion, reward) in enumerate(zip(rollout.completions, rollout.reward, strict=True))
+    ]

@@ -1,0 +1,214 @@
+"""DeepSpeed, in this file alone: its configuration, one training engine, its gathered weights and its checkpoints.
+
+The learner's loop decides how many micro-batches an optimizer step has (`managed_gradient_accumulation: false`),
+and the loss is already divided by the whole step's totals, so DeepSpeed's averaging over ranks is undone here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+from transformers.integrations import HfDeepSpeedConfig
+
+from actors.config import LearnerConfig
+from actors.weights import TensorInfo
+from trainers.config import TrainConfig
+from trainers.schedule import learning_rate_factor
+
+_GATHER_BYTES = 256 << 20  # ZeRO-3 weights are made whole in groups of about this size
+_TAG = "learner"
+
+
+def engine_config(learner: LearnerConfig, *, dtype: str, max_grad_norm: float) -> dict[str, Any]:
+    """DeepSpeed's configuration for our settings.
+
+    >>> engine_config(LearnerConfig(zero_stage=1), dtype="float32", max_grad_norm=1.0)["zero_optimization"]["stage"]
+    1
+    """
+    zero: dict[str, Any] = {"stage": learner.zero_stage, "overlap_comm": False, "contiguous_gradients": True}
+    if learner.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if learner.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": 0.0 if _clips_itself(learner, dtype) else max_grad_norm,
+        "steps_per_print": 2**31,
+    }
+    if dtype == "bfloat16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def _clips_itself(learner: LearnerConfig, dtype: str) -> bool:
+    """Without ZeRO and in float32 DeepSpeed clips, but does not tell the norm: `_ClippingAdamW` does both."""
+    return learner.zero_stage == 0 and dtype == "float32"
+
+
+class _ClippingAdamW(torch.optim.AdamW):
+    """AdamW that clips by the global norm first, and leaves the norm where DeepSpeed looks for it."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], *, max_grad_norm: float, **options: Any) -> None:
+        super().__init__(parameters, **options)
+        self._parameters = list(parameters)
+        self._max_grad_norm = max_grad_norm
+        self._global_grad_norm = 0.0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        self._global_grad_norm = float(nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
+        return super().step(closure)
+
+
+def shard_while_loading(learner: LearnerConfig, *, dtype: str) -> HfDeepSpeedConfig | None:
+    """With ZeRO-3: while the returned object lives, `from_pretrained` shards as it loads."""
+    if learner.zero_stage < 3:
+        return None
+    return HfDeepSpeedConfig(engine_config(learner, dtype=dtype, max_grad_norm=1.0))
+
+
+class TrainingEngine:
+    """A policy under DeepSpeed: forward, backward over any number of micro-batches, one optimizer step."""
+
+    def __init__(
+        self, model: nn.Module, *, learner: LearnerConfig, train: TrainConfig, dtype: str, total_steps: int
+    ) -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        options: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
+        optimizer = (
+            _ClippingAdamW(parameters, max_grad_norm=train.max_grad_norm, **options)
+            if _clips_itself(learner, dtype)
+            else torch.optim.AdamW(parameters, **options)
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(
+                step, schedule=train.lr_schedule, warmup_steps=train.warmup_steps, total_steps=total_steps
+            ),
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=schedule,
+            config=engine_config(learner, dtype=dtype, max_grad_norm=train.max_grad_norm),
+        )
+        self._world_size: int = torch.distributed.get_world_size()
+
+    def __call__(self, **inputs: Any) -> Any:
+        """A forward pass of the policy."""
+        return self._engine(**inputs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must lie."""
+        device: torch.device = self._engine.device
+        return device
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself; its weights are partitioned under ZeRO-3."""
+        module: nn.Module = self._engine.module
+        return module
+
+    def weights(self) -> GatheredWeights:
+        """The policy's weights whole, to send or to export."""
+        return GatheredWeights(self.module)
+
+    @property
+    def learning_rate(self) -> float:
+        """What the next optimizer step will use."""
+        return float(self._engine.get_lr()[0])
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's share of the gradient; shares of all ranks and micro-batches add up."""
+        self._engine.backward(loss * self._world_size)
+
+    def step(self) -> float:
+        """One optimizer step; the global gradient norm before clipping."""
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's shard of weights and optimizer; every rank calls it."""
+        self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote, on the same number of ranks."""
+        path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        if path is None:
+            raise RuntimeError(f"no learner checkpoint in {directory}")
+
+    def offload(self) -> None:
+        """Move everything to host memory, to leave the GPU to a generator."""
+        self._engine.offload_states()
+
+    def reload(self) -> None:
+        """Undo `offload`."""
+        self._engine.reload_states()
+
+
+class FrozenEngine:
+    """A frozen model for forward passes only: the reference. Sharded over the ranks under ZeRO-3."""
+
+    def __init__(self, model: nn.Module, *, learner: LearnerConfig, dtype: str) -> None:
+        model.requires_grad_(False).eval()
+        self._model: Any = model
+        if learner.zero_stage == 3:
+            config = engine_config(learner, dtype=dtype, max_grad_norm=1.0)
+            config["zero_optimization"].pop("offload_optimizer", None)
+            self._model, *_ = deepspeed.initialize(model=model, config=config)
+        else:
+            device = deepspeed.get_accelerator().current_device_name()
+            self._model = model.to(device)
+
+    def __call__(self, **inputs: Any) -> Any:
+        """A forward pass."""
+        return self._model(**inputs)
+
+
+class GatheredWeights:
+    """The policy's weights whole, group by group; a `WeightSource`. Every rank must iterate it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._named = list(module.named_parameters())
+
+    def infos(self) -> Sequence[TensorInfo]:
+        """Names and full shapes, without gathering."""
+        return [TensorInfo(name, p.dtype, _full_shape(p)) for name, p in self._named]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """`(name, copy of the full tensor)`; a copy, because the gathered storage is released after the group."""
+        for group in self._groups():
+            with deepspeed.zero.GatheredParameters([p for _, p in group], modifier_rank=None):
+                whole = [(name, p.detach().clone()) for name, p in group]
+            yield from whole
+
+    def _groups(self) -> Iterator[list[tuple[str, nn.Parameter]]]:
+        group: list[tuple[str, nn.Parameter]] = []
+        size = 0
+        for name, parameter in self._named:
+            nbytes = _full_shape(parameter).numel() * parameter.element_size()
+            if group and size + nbytes > _GATHER_BYTES:
+                yield group
+                group, size = [], 0
+            group.append((name, parameter))
+            size += nbytes
+        if group:
+            yield group
+
+
+def _full_shape(parameter: nn.Parameter) -> torch.Size:
+    """ZeRO-3 leaves a partitioned parameter empty and keeps its shape beside it."""
+    shape = getattr(parameter, "ds_shape", None)
+    return parameter.shape if shape is None else torch.Size(shape)

@@ -1,0 +1,79 @@
+"""The generator: the rollout role, a vLLM engine behind an async actor.
+
+A plain class, testable in-process; `group.py` makes a Ray actor of it. Groups stream back one at a time, each call
+of `generate` being one. Weight-transfer calls (the names that `weights.GeneratorClient` uses) run between two engine
+steps, generation paused from the first to `resume`. A generator that has not been given weights writes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from actors.messages import EngineSpec, GenerateRequest
+from trainers.types import Completion
+
+if TYPE_CHECKING:
+    from actors.vllm_engine import VllmEngine
+
+
+class Generator:
+    """One replica. `start` comes first, then `resume` with the version of the weights it was given."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._engine: VllmEngine
+
+    async def start(self) -> None:
+        """Load the engine."""
+        from actors.vllm_engine import VllmEngine  # here, because importing vLLM takes the driver ten seconds
+
+        self._engine = VllmEngine(self._spec)
+        await asyncio.wrap_future(self._engine.ready)
+        await asyncio.wrap_future(self._engine.pause())
+
+    async def generate(self, request: GenerateRequest) -> tuple[Completion, ...]:
+        """All completions of one group, in the order of their seeds."""
+        return tuple(await asyncio.gather(*map(asyncio.wrap_future, self._engine.draw(request))))
+
+    async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
+        """Rendezvous with the learners, where the transport has one."""
+        await self._rpc("init_weight_transfer_engine", init_info)
+
+    async def start_weight_update(self) -> None:
+        """Pause, and make ready for new weights."""
+        await asyncio.wrap_future(self._engine.pause())
+        await self._rpc("start_weight_update")
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load one chunk."""
+        await self._rpc("update_weights", update_info)
+
+    async def finish_weight_update(self) -> None:
+        """Take the new weights as a whole; generation stays paused until `resume`."""
+        await self._rpc("finish_weight_update")
+
+    async def received_digests(self) -> list[dict[str, str]]:
+        """What the last transfer loaded, of each worker of the engine."""
+        digests: list[dict[str, str]] = await self._rpc("received_digests")
+        return digests
+
+    async def resume(self, policy_version: int) -> None:
+        """Write with the weights at hand, which are of that version."""
+        await asyncio.wrap_future(self._engine.resume(policy_version))
+
+    async def sleep(self) -> None:
+        """Leave the GPU to a colocated learner: weights to host memory, key-value cache dropped."""
+        await asyncio.wrap_future(self._engine.pause())
+        await asyncio.wrap_future(self._engine.call(lambda engine: engine.sleep(level=1)))
+
+    async def wake_up(self) -> None:
+        """Take the GPU back; generation stays paused until `resume`."""
+        await asyncio.wrap_future(self._engine.call(lambda engine: engine.wake_up()))
+
+    async def close(self) -> None:
+        """End the engine and its workers."""
+        await asyncio.to_thread(self._engine.close)
+
+    async def _rpc(self, method: str, *args: Any) -> list[Any]:
+        return await asyncio.wrap_future(self._engine.rpc(method, *args))

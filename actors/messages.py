@@ -1,0 +1,123 @@
+"""What the driver and the roles say to each other: plain data that any process can read without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from actors.config import GeneratorConfig, LearnerConfig, PolicyConfig
+from actors.weights import Transport
+from trainers.algorithms.base import Mean
+from trainers.algorithms.config import AlgorithmConfig
+from trainers.config import SamplingConfig, TrainConfig
+from trainers.types import Float32Array, Int32Array, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What an engine is built from."""
+
+    policy: PolicyConfig
+    generators: GeneratorConfig
+    max_model_len: int
+    transport: Transport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """One group to write: completion i is drawn with `seeds[i]`, so the same request writes the same text."""
+
+    id: str
+    prompt: Int32Array
+    sampling: SamplingConfig
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSpec:
+    """What every rank is built from."""
+
+    policy: PolicyConfig
+    learners: LearnerConfig
+    algorithm: AlgorithmConfig
+    train: TrainConfig
+    temperature: float
+    max_completion_tokens: int
+    total_optimizer_steps: int
+    seed: int
+    collective_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotatedRows:
+    """Results of one micro-batch, `[B, T]` each, aligned with its tokens."""
+
+    old_logprobs: Float32Array | None
+    ref_logprobs: Float32Array | None
+
+
+@dataclass(slots=True)
+class UpdateReport:
+    """What one rank saw during a step's optimizer steps; additive over ranks but for the norms and rates."""
+
+    metrics: dict[str, Mean] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)  # this rank's share of each optimizer step's loss
+    gap_max: float = 0.0  # largest |trainer − generator| log-probability, before the first optimizer step
+    gap_at: int = -1  # row (`MicroBatch.order`) where it was seen
+    grad_norms: list[float] = field(default_factory=list)
+    learning_rate: float = 0.0
+
+    def add(self, name: str, mean: Mean) -> None:
+        """Add to a metric's sum and count."""
+        self.metrics[name] = self.metrics.get(name, Mean(0.0, 0.0)) + mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What a step's update did, over all ranks."""
+
+    metrics: Mapping[str, Mean]
+    loss: float  # mean over the step's optimizer steps
+    grad_norm: float  # likewise, before clipping
+    learning_rate: float
+    optimizer_steps: int
+    gap_max: float  # largest difference of trainer's and generator's log-probabilities at the rollouts' weights
+    gap_sample: str  # where
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What a weight sync moved and how it was proved."""
+
+    version: int
+    bytes: int
+    canary_gap: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRequest:
+    """One group to score."""
+
+    prompt: Prompt
+    completions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreFailure:
+    """A score that could not be had, and why."""
+
+    name: str  # the reward
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupScores:
+    """Scores of one group; None where one could not be had.
+
+    `rewards` are raw, by name; `reward` is the weighted sum that is trained on, None where any reward with a weight
+    failed.
+    """
+
+    rewards: Mapping[str, tuple[float | None, ...]]
+    reward: tuple[float | None, ...]
+    failures: tuple[ScoreFailure, ...] = ()

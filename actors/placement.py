@@ -1,0 +1,119 @@
+"""Where the roles sit: the arithmetic (pure) and the placement group (Ray).
+
+`split`: every generator replica and every learner rank has GPUs of its own. `colocated`: learner rank i and
+generator replica i share GPU i and take turns. Without GPUs both mean processes that share the machine's cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group
+
+from actors.config import GeneratorConfig, LearnerConfig, Placement
+from actors.deepspeed_ops import extensions_dir
+from actors.remote import RoleError, Seat
+
+_ROLE_CPUS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Bundles of the placement group, and which of them each actor sits in."""
+
+    bundles: Sequence[dict[str, float]]
+    generators: Sequence[int]
+    learners: Sequence[int]
+    generator_gpus: float
+    learner_gpus: float
+
+
+def layout(placement: Placement, generators: GeneratorConfig, learners: LearnerConfig, *, gpus: bool) -> Layout:
+    """The seats that a run needs.
+
+    >>> layout("split", GeneratorConfig(tensor_parallel=2), LearnerConfig(workers=2), gpus=True).bundles
+    [{'CPU': 1.0, 'GPU': 2.0}, {'CPU': 1.0, 'GPU': 1.0}, {'CPU': 1.0, 'GPU': 1.0}]
+    """
+    if gpus and placement == "colocated":
+        shared = max(generators.replicas, learners.workers)
+        return Layout(
+            bundles=[{"CPU": 2 * _ROLE_CPUS, "GPU": 1.0}] * shared,
+            generators=range(generators.replicas),
+            learners=range(learners.workers),
+            generator_gpus=0.5,
+            learner_gpus=0.5,
+        )
+    per_engine = float(generators.tensor_parallel) if gpus else 0.0
+    per_rank = 1.0 if gpus else 0.0
+    return Layout(
+        bundles=[_bundle(per_engine)] * generators.replicas + [_bundle(per_rank)] * learners.workers,
+        generators=range(generators.replicas),
+        learners=range(generators.replicas, generators.replicas + learners.workers),
+        generator_gpus=per_engine,
+        learner_gpus=per_rank,
+    )
+
+
+def _bundle(gpus: float) -> dict[str, float]:
+    return {"CPU": _ROLE_CPUS} | ({"GPU": gpus} if gpus else {})
+
+
+def reserve(plan: Layout, *, deadline_s: float) -> PlacementGroup:
+    """A placement group for the layout; says what is missing when the cluster has no room in time."""
+    group = placement_group(list(plan.bundles), strategy="PACK")
+    if not group.wait(timeout_seconds=deadline_s):
+        ray.util.remove_placement_group(group)
+        want = {k: sum(b.get(k, 0.0) for b in plan.bundles) for k in ("CPU", "GPU")}
+        have, free = ray.cluster_resources(), ray.available_resources()
+        raise RoleError(
+            role="cluster",
+            rank=0,
+            phase="place",
+            kind="NoRoom",
+            message="; ".join(
+                f"{k}: needs {want[k]:g}, the cluster has {have.get(k, 0):g}, free now {free.get(k, 0):g}"
+                for k in want
+                if want[k]
+            ),
+        )
+    return group
+
+
+def generator_seats(plan: Layout, group: PlacementGroup, config: GeneratorConfig, logs: Path) -> list[Seat]:
+    """A seat for each replica, its threads set on purpose (generators and learners take turns on the cores)."""
+    threads = str(config.threads or _cores())
+    env = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "OMP_NUM_THREADS": threads,
+    }
+    return [
+        Seat(group=group, bundle=b, cpus=_ROLE_CPUS, gpus=plan.generator_gpus, env=env, log=logs / f"generator-{i}.log")
+        for i, b in enumerate(plan.generators)
+    ]
+
+
+def learner_seats(plan: Layout, group: PlacementGroup, config: LearnerConfig, logs: Path) -> list[Seat]:
+    """A seat for each rank."""
+    threads = str(config.threads or max(1, _cores() // config.workers))
+    env = {
+        "OMP_NUM_THREADS": threads,
+        "LOCAL_RANK": "0",
+        "DS_ACCELERATOR": "cuda" if plan.learner_gpus else "cpu",
+        "TORCH_EXTENSIONS_DIR": str(extensions_dir()),
+        "DS_IGNORE_CUDA_DETECTION": "1",
+    }
+    return [
+        Seat(group=group, bundle=b, cpus=_ROLE_CPUS, gpus=plan.learner_gpus, env=env, log=logs / f"learner-{i}.log")
+        for i, b in enumerate(plan.learners)
+    ]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,96 @@
+"""What the driver sees of the roles: three protocols, all asynchronous, every call with a deadline inside.
+
+The driver is tested against the small fakes of `fakes.py`; on a cluster `groups.py` implements them over Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from actors.messages import GroupScores, Proof, ScoreRequest, StepReport
+from trainers.algorithms.base import Need
+from trainers.config import SamplingConfig
+from trainers.types import AnnotatedSample, Completion, Sample, TokenPrompt, TrainSample
+
+
+class Generators(Protocol):
+    """The replicas that write completions."""
+
+    async def generate(
+        self, prompt: TokenPrompt, sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> tuple[Completion, ...]:
+        """One group, by whichever replica is least busy; the same seeds write the same text."""
+        ...
+
+
+class Learners(Protocol):
+    """The ZeRO ranks as one."""
+
+    async def annotate(self, samples: Sequence[Sample], needs: frozenset[Need]) -> list[AnnotatedSample]:
+        """Log-probabilities that the algorithm needs before the update."""
+        ...
+
+    async def update(self, samples: Sequence[TrainSample], *, kl_coef: float, seed: Sequence[int]) -> StepReport:
+        """All optimizer steps of one step of the loop."""
+        ...
+
+    async def save(self, directory: str) -> None:
+        """Every rank's part of a checkpoint."""
+        ...
+
+    async def load(self, directory: str) -> None:
+        """Restore every rank."""
+        ...
+
+    async def export(self, directory: str) -> None:
+        """The policy in Hugging Face format."""
+        ...
+
+
+class WeightSync(Protocol):
+    """The way from learners to generators."""
+
+    async def publish(self, version: int) -> Proof:
+        """Bring every generator to the learners' weights, prove it, and let them write."""
+        ...
+
+
+class Scorer(Protocol):
+    """The reward service."""
+
+    async def score(self, request: ScoreRequest) -> GroupScores:
+        """Scores of one group; a failed score is None, never an exception."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of it."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put `state` back."""
+        ...
+
+
+class Turns(Protocol):
+    """Who has the GPUs, where generators and learners share them; on GPUs of their own nothing happens."""
+
+    async def learn(self) -> None:
+        """The generators sleep, the learners take the GPUs."""
+        ...
+
+    async def generate(self) -> None:
+        """The learners keep their weights only, the generators wake up."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roles:
+    """All roles of a run."""
+
+    generators: Generators
+    learners: Learners
+    weights: WeightSync
+    scorer: Scorer
+    turns: Turns

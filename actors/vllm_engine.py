@@ -1,0 +1,207 @@
+"""The vLLM engine, in this file alone: built, fed, stepped by a thread of the actor's process.
+
+One thread owns the engine and does nothing else: it takes commands between two engine steps (add a request, run a
+function such as a weight update) and steps while requests are unfinished and generation is not paused. The same
+path serves CPUs (in process, no worker processes) and GPUs (tensor parallel workers where asked for).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from vllm import EngineArgs, SamplingParams
+from vllm.config import WeightTransferConfig
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from actors.messages import EngineSpec, GenerateRequest
+from trainers.config import SamplingConfig
+from trainers.types import Completion, FinishReason
+
+_T = TypeVar("_T")
+
+
+class VllmEngine:
+    """A running engine. All methods may be called from any thread; results are futures.
+
+    After an engine step has raised, every pending and later call fails with that exception.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._pending: dict[str, tuple[Future[Completion], int]] = {}
+        self._paused = False
+        self._policy_version = -1
+        self._failure: BaseException | None = None
+        self._engine: Any = None
+        self._ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def ready(self) -> Future[None]:
+        """Done when the engine is loaded; carries the exception where it could not be."""
+        return self._ready
+
+    def draw(self, request: GenerateRequest) -> list[Future[Completion]]:
+        """Start writing a group, batched with whatever else the engine works on."""
+        futures: list[Future[Completion]] = [Future() for _ in request.seeds]
+
+        def add() -> None:
+            for index, future in enumerate(futures):
+                self._add(request, index, future)
+
+        self._submit(add, futures)
+        return futures
+
+    def call(self, function: Callable[[Any], _T]) -> Future[_T]:
+        """Run `function(engine)` between two engine steps."""
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function(self._engine))
+            except BaseException as error:  # noqa: BLE001 - boundary: handed to the caller through the future
+                future.set_exception(error)
+
+        self._submit(run, [future])
+        return future
+
+    def pause(self) -> Future[None]:
+        """Stop stepping; requests keep their place."""
+        return self.call(lambda _: self._set_paused(True))
+
+    def resume(self, policy_version: int) -> Future[None]:
+        """Go on, with weights of that version; what was cached under older weights is forgotten."""
+
+        def go_on(engine: Any) -> None:
+            if not engine.reset_prefix_cache(reset_running_requests=True):
+                raise RuntimeError("vLLM kept key-value blocks of the old weights in its prefix cache")
+            self._policy_version = policy_version
+            self._set_paused(False)
+
+        return self.call(go_on)
+
+    def rpc(self, method: str, *args: Any) -> Future[list[Any]]:
+        """Call a method on every worker of the engine, between two steps."""
+        return self.call(lambda engine: cast("list[Any]", engine.collective_rpc(method, args=args)))
+
+    def close(self) -> None:
+        """Stop the thread and the engine's workers."""
+        self._commands.put(None)
+        self._thread.join(timeout=30)
+
+    def _set_paused(self, paused: bool) -> None:
+        self._paused = paused
+
+    def _submit(self, command: Callable[[], None], futures: Sequence[Future[Any]]) -> None:
+        if self._failure is not None:
+            for future in futures:
+                future.set_exception(self._failure)
+            return
+        self._commands.put(command)
+
+    def _run(self) -> None:
+        try:
+            self._engine = build_engine(self._spec)
+        except BaseException as error:  # noqa: BLE001 - boundary: reported through `ready`
+            self._failure = error
+            self._ready.set_exception(error)
+            return
+        self._ready.set_result(None)
+        try:
+            self._loop()
+        except BaseException as error:  # noqa: BLE001 - boundary: every waiting request is told
+            self._failure = error
+            for future, _ in self._pending.values():
+                future.set_exception(error)
+        finally:
+            self._engine.engine_core.shutdown()
+
+    def _loop(self) -> None:
+        while True:
+            stepping = bool(self._pending) and not self._paused
+            try:
+                command = self._commands.get(block=not stepping)
+                if command is None:
+                    return
+                command()
+                continue
+            except queue.Empty:
+                pass
+            for output in self._engine.step():
+                if output.finished:
+                    self._finish(output)
+
+    def _add(self, request: GenerateRequest, index: int, future: Future[Completion]) -> None:
+        key = f"{request.id}/{index}"
+        params = sampling_params(request.sampling, seed=request.seeds[index])
+        try:
+            self._engine.add_request(key, {"prompt_token_ids": request.prompt.tolist()}, params)
+        except ValueError as error:  # vLLM refuses the request, for instance one longer than the context
+            future.set_exception(error)
+            return
+        self._pending[key] = (future, self._policy_version)
+
+    def _finish(self, output: Any) -> None:
+        future, version = self._pending.pop(output.request_id)
+        written = output.outputs[0]
+        tokens = np.asarray(written.token_ids, dtype=np.int32)
+        logprobs = [step[token].logprob for step, token in zip(written.logprobs, written.token_ids, strict=True)]
+        future.set_result(
+            Completion(
+                tokens=tokens,
+                logprobs=np.asarray(logprobs, dtype=np.float32),
+                text=written.text,
+                finish_reason=cast("FinishReason", written.finish_reason),
+                policy_version=version,
+            )
+        )
+
+
+def sampling_params(sampling: SamplingConfig, *, seed: int) -> SamplingParams:
+    """Sampling from the whole tempered distribution, and nothing else."""
+    return SamplingParams(
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_tokens,
+        stop=list(sampling.stop),
+        seed=seed,
+        logprobs=0,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        watermarking=False,
+    )
+
+
+def build_engine(spec: EngineSpec) -> LLMEngine:
+    """An engine for this process's device; log-probabilities are those of the sampled distribution."""
+    config = spec.generators
+    on_cpu = current_platform.is_cpu()
+    device_args: dict[str, Any] = (
+        {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "distributed_executor_backend": "uni"}
+        if on_cpu
+        else {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": True}
+    )
+    args = EngineArgs(
+        model=spec.policy.model,
+        dtype=spec.policy.dtype,
+        max_model_len=spec.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        tensor_parallel_size=config.tensor_parallel,
+        enforce_eager=on_cpu or config.enforce_eager,
+        enable_prefix_caching=config.prefix_caching,
+        logprobs_mode="processed_logprobs",
+        max_logprobs=1,
+        seed=0,
+        disable_log_stats=True,
+        worker_extension_cls="actors.vllm_weights.WorkerExtension",
+        weight_transfer_config=WeightTransferConfig(backend=f"rlhf_{spec.transport}"),
+        **device_args,
+    )
+    return LLMEngine.from_engine_args(args, enable_multiprocessing=False)

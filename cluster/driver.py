@@ -1,0 +1,327 @@
+"""The driver: one loop that coordinates rollouts, rewards, updates, weight sync, KL control and checkpoints.
+
+    buffer ──rollouts──▶ annotate ──▶ advantages ──▶ update ──▶ KL controller ──▶ publish ──▶ record, checkpoint
+      ▲  generators write, the reward service scores, group by group                 │
+      └───────────────────────────── slots are freed ◀───────────────────────────────┘
+
+It sees the roles through `actors/protocols.py` only, so that it runs against the fakes as it does on a cluster.
+Everything that it must remember is in `DriverState`; everything that is drawn has a seed of its own (`seeds.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from actors.messages import GroupScores, ScoreRequest, StepReport
+from actors.protocols import Roles
+from cluster.buffer import RolloutBuffer, Stream
+from cluster.checkpoint import Checkpoint, CheckpointStore, DriverState
+from cluster.config import RunConfig
+from cluster.measures import Clock, StepFacts, eval_metrics, step_metrics
+from cluster.progress import Progress
+from cluster.recorder import Recorder, rollout_rows
+from trainers.algorithms.base import Algorithm
+from trainers.kl import AdaptiveKL, FixedKL
+from trainers.seeds import derive_seed
+from trainers.types import Prompt, Rollout, TokenPrompt, TrainSample, to_samples
+
+_T = TypeVar("_T")
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; nothing of its finished steps is lost."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(f"stopped after step {step}")
+
+
+class RewardsFailedError(RuntimeError):
+    """Too many scores of a step could not be had."""
+
+
+class LogprobGapError(RuntimeError):
+    """Generator and trainer disagree about the same tokens at the same weights."""
+
+
+class Encoder(Protocol):
+    """The chat template and tokenizer."""
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, ready for the model to answer."""
+        ...
+
+
+class RestorableStream(Stream, Protocol):
+    """A stream whose cursor can be put back."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """What the run reads."""
+
+    stream: RestorableStream
+    eval_prompts: Sequence[Prompt]
+    encoder: Encoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sinks:
+    """Where the run writes."""
+
+    recorder: Recorder
+    checkpoints: CheckpointStore
+    progress: Progress
+
+
+class Driver:
+    """One run. `run` goes from the state at hand (fresh, or restored) to the last step."""
+
+    def __init__(
+        self, config: RunConfig, roles: Roles, data: Data, sinks: Sinks, *, algorithm: Algorithm, config_digest: str
+    ) -> None:
+        self._config = config
+        self._roles = roles
+        self._data = data
+        self._sinks = sinks
+        self._algorithm = algorithm
+        self._config_digest = config_digest
+        self._kl = make_controller(config)
+        self._step = 0
+        self._version = 0
+        self._optimizer_steps = 0
+        self._saved_step = -1
+        self._stop = asyncio.Event()
+        self._failures: list[str] = []
+        self._written_at = 0.0  # when the last completion of the step under way was written
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._step
+
+    def stop(self) -> None:
+        """Ask the run to end at the next moment where nothing is lost."""
+        self._stop.set()
+
+    async def restore(self, checkpoint: Checkpoint, state: DriverState) -> None:
+        """Put everything back as it was after the checkpoint's step."""
+        await self._roles.learners.load(str(checkpoint.path))
+        self._step = self._saved_step = state.step
+        self._version = state.policy_version
+        self._optimizer_steps = state.optimizer_steps
+        self._kl = make_controller(self._config, coef=float(state.kl["coef"]))
+        self._data.stream.restore(state.stream)
+        self._roles.scorer.restore(state.scorer)
+
+    async def run(self) -> None:
+        """Train to the last step. Raises `Interrupted` after `stop`, or the first failure of any role."""
+        train = self._config.train
+        self._sinks.progress.phase("sync")
+        await self._roles.weights.publish(self._version)
+        buffer = RolloutBuffer(
+            self._data.stream,
+            lambda id, prompt: self._rollout(id, prompt, n=self._config.sampling.n),
+            slots=(train.max_staleness + 1) * train.prompts_per_step,
+            prompts_left=(train.steps - self._step) * train.prompts_per_step,
+        )
+        try:
+            if self._step == 0:
+                await self._record_first_evaluation()
+            while self._step < train.steps:
+                await self._one_step(buffer)
+            await self._save(buffer)
+        except Interrupted:
+            await self._save(buffer)
+            raise
+        finally:
+            await buffer.close()
+
+    async def _one_step(self, buffer: RolloutBuffer) -> None:
+        """One step of the loop, from free slots to a record on the disk."""
+        train, progress, clock = self._config.train, self._sinks.progress, Clock()
+        began = monotonic()
+        progress.phase("generate")
+        buffer.fill()
+        rollouts = await self._unless_stopped(buffer.take(train.prompts_per_step))
+        clock.generate, clock.reward = self._written_at - began, monotonic() - self._written_at
+        self._refuse_failed_rewards(rollouts)
+
+        progress.phase("annotate")
+        began_part = monotonic()
+        await self._roles.turns.learn()
+        annotated = await self._roles.learners.annotate(to_samples(rollouts), self._needs())
+        clock.annotate = monotonic() - began_part
+
+        progress.phase("train")
+        began_part = monotonic()
+        samples = self._algorithm.advantages(annotated, kl_coef=self._kl.coef)
+        report = await self._roles.learners.update(
+            samples, kl_coef=self._kl.coef, seed=(derive_seed(self._config.seed, "updates", self._step),)
+        )
+        clock.train = monotonic() - began_part
+        self._refuse_gap(report)
+        coef = self._kl.coef
+        if (kl := report.metrics.get("kl/mean")) is not None:
+            self._kl = self._kl.updated(kl.value, len(samples))
+        self._optimizer_steps += report.optimizer_steps
+
+        progress.phase("sync")
+        began_part = monotonic()
+        await self._roles.turns.generate()
+        proof = await self._roles.weights.publish(self._version + 1)
+        clock.sync = monotonic() - began_part
+        buffer.release(train.prompts_per_step)
+        clock.step = monotonic() - began
+
+        self._step += 1
+        facts = StepFacts(
+            step=self._step,
+            version=self._version,
+            rollouts=rollouts,
+            samples=samples,
+            report=report,
+            proof=proof,
+            kl_coef=coef if self._config.algorithm.kl.coef > 0 else None,
+            clock=clock,
+        )
+        self._version += 1
+        await self._record(facts, buffer)
+
+    async def _record(self, facts: StepFacts, buffer: RolloutBuffer) -> None:
+        config, step = self._config, self._step
+        metrics = step_metrics(facts)
+        if config.logging.samples_every and step % config.logging.samples_every == 0:
+            advantages = {s.sample.id: _advantage(s) for s in facts.samples}
+            self._sinks.recorder.rollouts(step, rollout_rows(step, facts.rollouts, advantages))
+        last = step == config.train.steps
+        if self._data.eval_prompts and (last or (config.eval.every and step % config.eval.every == 0)):
+            metrics |= await self._evaluate()
+        self._sinks.recorder.step(metrics)
+        self._sinks.progress.step(metrics)
+        if config.checkpoint.every and step % config.checkpoint.every == 0 and not last:
+            await self._save(buffer)
+
+    async def _record_first_evaluation(self) -> None:
+        if self._data.eval_prompts:
+            metrics = {"step": 0.0} | await self._evaluate()
+            self._sinks.recorder.step(metrics)
+            self._sinks.progress.step(metrics)
+
+    async def _rollout(self, id: str, prompt: Prompt, *, n: int) -> Rollout:
+        """Write and score one group."""
+        tokens = np.asarray(self._data.encoder.encode(prompt), dtype=np.int32)
+        token_prompt = TokenPrompt(id=id, prompt=prompt, tokens=tokens)
+        seeds = [derive_seed(self._config.seed, "sample", id, i) for i in range(n)]
+        completions = await self._roles.generators.generate(token_prompt, self._config.sampling, seeds)
+        self._written_at = monotonic()
+        request = ScoreRequest(prompt=prompt, completions=tuple(c.text for c in completions))
+        scores = await self._score(request)
+        self._failures += [f"{f.name}: {f.cause}" for f in scores.failures]
+        return Rollout(prompt=token_prompt, completions=completions, rewards=scores.rewards, reward=scores.reward)
+
+    async def _score(self, request: ScoreRequest) -> GroupScores:
+        deadline = self._config.timeouts.reward_s
+        try:
+            return await asyncio.wait_for(self._roles.scorer.score(request), deadline)
+        except TimeoutError:
+            raise RewardsFailedError(
+                f"the reward service gave no answer within {deadline:.0f} s (timeouts.reward_s)"
+            ) from None
+
+    async def _evaluate(self) -> dict[str, float]:
+        """Held-out prompts with the current weights; the same seeds each time, so that evaluations compare."""
+        self._sinks.progress.phase("evaluate")
+        prompts = self._data.eval_prompts[: self._config.eval.max_prompts]
+        tasks = [
+            asyncio.ensure_future(self._rollout(f"eval-{i:06d}", prompt, n=self._config.eval.n))
+            for i, prompt in enumerate(prompts)
+        ]
+        try:
+            return eval_metrics(await self._unless_stopped(asyncio.gather(*tasks)))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _unless_stopped(self, work: Awaitable[_T]) -> _T:
+        """What `work` gives, unless the run is asked to stop first: then the work is given up, nothing is lost."""
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise Interrupted(self._step)
+            return task.result()
+        finally:
+            stop.cancel()
+            task.cancel()
+
+    async def _save(self, buffer: RolloutBuffer) -> None:
+        if self._saved_step == self._step or self._step == 0:
+            return
+        self._sinks.progress.phase("checkpoint")
+        store = self._sinks.checkpoints
+        directory = await asyncio.to_thread(store.begin, self._step)
+        await self._roles.learners.save(str(directory))
+        state = DriverState(
+            step=self._step,
+            policy_version=self._version,
+            optimizer_steps=self._optimizer_steps,
+            config_digest=self._config_digest,
+            kl={"coef": self._kl.coef},
+            stream=buffer.cursor(),
+            scorer=self._roles.scorer.state(),
+        )
+        await asyncio.wait_for(asyncio.to_thread(store.commit, self._step, state), self._config.timeouts.save_s)
+        self._saved_step = self._step
+
+    def _needs(self) -> frozenset[Any]:
+        """What must be computed before the update; old log-probabilities only where it is not exactly on-policy."""
+        train = self._config.train
+        on_policy = train.updates_per_step == 1 and train.epochs_per_step == 1 and train.max_staleness == 0
+        return self._algorithm.needs if on_policy else self._algorithm.needs | {"old_logprobs"}
+
+    def _refuse_failed_rewards(self, rollouts: Sequence[Rollout]) -> None:
+        failures, self._failures = self._failures, []
+        total = sum(len(r.reward) for r in rollouts)
+        failed = sum(reward is None for r in rollouts for reward in r.reward)
+        allowed = self._config.train.max_failed_fraction
+        if failed == total or failed > allowed * total:
+            raise RewardsFailedError(
+                f"{failed} of {total} samples of step {self._step + 1} could not be scored (allowed: {allowed:.0%} "
+                f"of a step, train.max_failed_fraction); first cause: {failures[0] if failures else 'unknown'}"
+            )
+
+    def _refuse_gap(self, report: StepReport) -> None:
+        allowed = self._config.sync.allowed_gap(self._config.policy.dtype)
+        if not report.gap_max <= allowed:
+            raise LogprobGapError(
+                f"sample {report.gap_sample} of step {self._step + 1}: generator and trainer differ by "
+                f"{report.gap_max:.3g} in a token's log-probability at the same weights (allowed: {allowed:.3g}, "
+                "sync.max_logprob_gap); what was generated is not what would be trained on"
+            )
+
+
+def make_controller(config: RunConfig, *, coef: float | None = None) -> FixedKL | AdaptiveKL:
+    """The KL controller of the config, at its first or at a restored coefficient."""
+    kl = config.algorithm.kl
+    start = kl.coef if coef is None else coef
+    if kl.controller == "adaptive":
+        assert kl.target is not None, "the config refuses this"
+        return AdaptiveKL(start, kl.target, kl.horizon)
+    return FixedKL(start)
+
+
+def _advantage(sample: TrainSample) -> float:
+    """The advantage of the first token that the policy chose (GRPO's is the same for all)."""
+    chosen = sample.advantages[sample.sample.mask]
+    return float(chosen[0]) if len(chosen) else 0.0

@@ -1,0 +1,261 @@
+"""A run from its config to its end: which directory, which cluster, how it ended, and nothing left behind.
+
+It owns what must be given back however a run ends: the Ray instance (where it started one) and the run's lock; the
+roles clean up after themselves (`roles.py`). The named boundary where every failure is recorded is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from rich.console import Console
+
+from actors.protocols import Roles
+from actors.remote import RoleError
+from cluster.checkpoint import Checkpoint, CheckpointStore
+from cluster.config import RunConfig
+from cluster.driver import Data, Driver, Interrupted, Sinks
+from cluster.progress import Progress, make_progress
+from cluster.recorder import Recorder
+from cluster.roles import open_roles
+from cluster.run_directory import RunDirectory, RunError, config_digest, find_resumable, resume_differences
+from trainers.algorithms import make_algorithm
+from trainers.data.chat import ChatEncoder, limit_lengths
+from trainers.data.reader import PromptSet, open_prompts
+from trainers.data.stream import PromptStream
+from trainers.errors import UserError
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+_LEAST_FREE_BYTES = 64 << 20
+_HEADLINE = ("reward/mean", "kl/mean", "eval/reward_mean")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, for the caller to report."""
+
+    run: RunDirectory
+    exit_code: int
+
+
+def train(config: RunConfig, *, resume: str = "auto", console: Console | None = None) -> Outcome:
+    """Train to the end, an interruption or a failure. Raises UserError for what the user can mend."""
+    run, going_on = choose_run(config, resume)
+    progress = make_progress(console or Console())
+    try:
+        with run.locked():
+            run.check_space(_LEAST_FREE_BYTES)
+            run.update(state="running", error=None)
+            progress.note(f"run {run.path}" + (" (resumed)" if going_on else ""))
+            code = _attempt(config, run, progress)
+    finally:
+        progress.close()
+    return Outcome(run, code)
+
+
+def choose_run(config: RunConfig, resume: str) -> tuple[RunDirectory, bool]:
+    """The run to work in, and whether it goes on: `auto` (the newest that fits), `never`, or a run's directory."""
+    root = Path(config.root)
+    if resume == "never":
+        return RunDirectory.create(root, config.name, config), False
+    if resume == "auto":
+        found = find_resumable(root, config)
+        if found is None:
+            return RunDirectory.create(root, config.name, config), False
+    else:
+        found = RunDirectory.open(Path(resume))
+        if differences := resume_differences(found.config(), config.model_dump(mode="json")):
+            raise UserError(differences)
+    found.write_config(config)
+    found.update(steps=config.train.steps)
+    return found, True
+
+
+def _attempt(config: RunConfig, run: RunDirectory, progress: Progress) -> int:
+    """Run, and write down how it ended. The named boundary: every failure becomes `run.json`'s error."""
+    driver_step = 0
+    try:
+        with ray_cluster():
+            driver_step = asyncio.run(_run(config, run, progress))
+    except Interrupted as stopped:
+        run.update(state="stopped", step=stopped.step)
+        progress.note(f"stopped after step {stopped.step}; the same command goes on from there")
+        return INTERRUPTED
+    except UserError:
+        run.update(state="failed", error=RunError(role="driver", phase="start", type="UserError", message="see output"))
+        raise
+    except Exception as error:  # noqa: BLE001 - the named boundary: recorded in run.json and shown
+        cause = root_cause(error)
+        run.update(state="failed", error=cause)
+        progress.note(f"failed: {describe(cause)}")
+        return FAILED
+    run.update(state="succeeded", step=driver_step)
+    return DONE
+
+
+def root_cause(error: BaseException) -> RunError:
+    """The first failure, in the form that `run.json` keeps."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, RoleError):
+        return RunError(
+            role=error.role, rank=error.rank, phase=error.phase, type=error.kind, message=error.message, log=error.log
+        )
+    return RunError(role="driver", phase="train", type=type(error).__name__, message=str(error) or "(no message)")
+
+
+def describe(error: RunError) -> str:
+    """The cause in one or two lines for a person."""
+    rank = "" if error.rank is None else f" {error.rank}"
+    log = f"\n  log: {error.log}" if error.log else ""
+    return f"{error.role}{rank}, {error.phase}: {error.type}: {error.message}{log}"
+
+
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """The cluster at RAY_ADDRESS, or one of our own on this machine that ends with the run."""
+    if ray.is_initialized():
+        yield
+        return
+    environment = {"RAY_USAGE_STATS_ENABLED": "0"}
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(
+            address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": environment}
+        )
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(len(os.sched_getaffinity(0)), 16),  # logical: the roles set their threads themselves
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+            runtime_env={"env_vars": environment},
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+async def _run(config: RunConfig, run: RunDirectory, progress: Progress) -> int:
+    data = open_data(config, run)
+    checkpoints = CheckpointStore(run.checkpoints, config.checkpoint.keep)
+    checkpoint = await asyncio.to_thread(checkpoints.latest)
+    progress.phase("start")
+    with Recorder(run.path, tensorboard=config.logging.tensorboard) as recorder:
+        async with open_roles(config, data, run_id=run.path.name, logs=run.logs) as roles:
+            driver = Driver(
+                config,
+                roles,
+                data,
+                Sinks(recorder=recorder, checkpoints=checkpoints, progress=Recording(progress, run)),
+                algorithm=make_algorithm(config.algorithm, config.train),
+                config_digest=config_digest(config),
+            )
+            with stopping_on_signals(driver):
+                await _restore(driver, checkpoints, checkpoint, recorder)
+                progress.start(steps=config.train.steps, done=driver.step)
+                await driver.run()
+            progress.phase("export")
+            await export(roles, run)
+    return driver.step
+
+
+async def _restore(
+    driver: Driver, checkpoints: CheckpointStore, checkpoint: Checkpoint | None, recorder: Recorder
+) -> None:
+    if checkpoint is None:
+        recorder.truncate_after(-1)
+        return
+    state = await asyncio.to_thread(checkpoints.load_state, checkpoint.path)
+    await driver.restore(checkpoint, state)
+    checkpoints.discard_after(checkpoint.step)
+    recorder.truncate_after(checkpoint.step)
+
+
+class Recording:
+    """Passes progress on, and keeps `run.json` at the step."""
+
+    def __init__(self, progress: Progress, run: RunDirectory) -> None:
+        self._progress = progress
+        self._run = run
+
+    def start(self, *, steps: int, done: int) -> None:
+        """See `Progress`."""
+        self._progress.start(steps=steps, done=done)
+
+    def phase(self, name: str) -> None:
+        """See `Progress`."""
+        self._progress.phase(name)
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        """See `Progress`."""
+        shown = {key: metrics[key] for key in _HEADLINE if key in metrics}
+        self._run.update(step=int(metrics["step"]), headline=self._run.record().headline | shown)
+        self._progress.step(metrics)
+
+    def note(self, text: str) -> None:
+        """See `Progress`."""
+        self._progress.note(text)
+
+    def close(self) -> None:
+        """See `Progress`."""
+        self._progress.close()
+
+
+def open_data(config: RunConfig, run: RunDirectory) -> Data:
+    """Prompts, read and checked; those that do not fit are refused, or left out and counted, as configured."""
+    data = config.data
+    encoder = ChatEncoder.load(config.policy.model, chat_template=config.policy.chat_template)
+
+    def prompts(paths: str | list[str]) -> PromptSet:
+        found = open_prompts(
+            paths, skip_invalid=data.skip_invalid, strip_responses=data.strip_responses, rejected=run.rejected
+        )
+        return limit_lengths(found, encoder, max_tokens=data.max_prompt_tokens, overlong=data.overlong)[0]
+
+    stream = PromptStream(prompts(data.prompts), seed=config.seed, shuffle=data.shuffle, weights=data.weights)
+    eval_prompts = prompts(data.eval_prompts) if data.eval_prompts else ()
+    return Data(stream=stream, eval_prompts=eval_prompts, encoder=encoder)
+
+
+async def export(roles: Roles, run: RunDirectory) -> None:
+    """The trained model in Hugging Face format, whole or not at all."""
+    partial = run.path / ".model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    await roles.learners.export(str(partial))
+    shutil.rmtree(run.model, ignore_errors=True)
+    partial.rename(run.model)
+
+
+@contextmanager
+def stopping_on_signals(driver: Driver) -> Iterator[None]:
+    """Ctrl-C or a termination asks the driver to stop; a second one ends at once."""
+    loop = asyncio.get_running_loop()
+    asked = 0
+    main = asyncio.current_task()
+
+    def stop() -> None:
+        nonlocal asked
+        asked += 1
+        driver.stop()
+        if asked > 1 and main is not None:
+            main.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,121 @@
+"""A step's metrics, from what was written, scored and learned: pure, the one place that names the keys.
+
+A key that does not apply is absent, never 0. What each key means is in `docs/semantics.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from actors.messages import Proof, StepReport
+from trainers.types import Rollout, TrainSample
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds of each phase of a step."""
+
+    generate: float = 0.0  # until the last completion was written
+    reward: float = 0.0  # from then until the last score
+    annotate: float = 0.0
+    train: float = 0.0
+    sync: float = 0.0
+    step: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFacts:
+    """Everything that the metrics of a step are made from."""
+
+    step: int
+    version: int  # of the policy that wrote, before the update
+    rollouts: Sequence[Rollout]
+    samples: Sequence[TrainSample]
+    report: StepReport
+    proof: Proof
+    kl_coef: float | None
+    clock: Clock = field(default_factory=Clock)
+
+
+def step_metrics(facts: StepFacts) -> dict[str, float]:
+    """The metrics of one step, in the order in which they are written."""
+    report, clock = facts.report, facts.clock
+    tokens = sum(len(c.tokens) for r in facts.rollouts for c in r.completions)
+    metrics: dict[str, float] = {"step": facts.step, "policy/version": facts.version + 1}
+    metrics |= reward_metrics(facts.rollouts)
+    if facts.kl_coef is not None:
+        metrics["kl/coef"] = facts.kl_coef
+    metrics |= {name: mean.value for name, mean in report.metrics.items()}
+    metrics |= {
+        "policy/loss": report.loss,
+        "policy/grad_norm": report.grad_norm,
+        "policy/lr": report.learning_rate,
+        "advantage/zero_groups": zero_groups(facts.samples),
+    }
+    metrics |= rollout_metrics(facts.rollouts)
+    metrics |= {
+        "rollout/staleness_max": facts.version - min(c.policy_version for r in facts.rollouts for c in r.completions),
+        "rollout/logprob_gap_max": report.gap_max,
+        "weights/sync_bytes": facts.proof.bytes,
+        "weights/sync_s": clock.sync,
+        "weights/canary_gap": facts.proof.canary_gap,
+        "time/generate_s": clock.generate,
+        "time/reward_s": clock.reward,
+        "time/annotate_s": clock.annotate,
+        "time/train_s": clock.train,
+        "time/step_s": clock.step,
+        "throughput/tokens_per_s": tokens / clock.step if clock.step else 0.0,
+    }
+    return metrics
+
+
+def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Mean and spread (unbiased) of the trained reward, the mean of each source, and how many scores failed."""
+    trained = [r for rollout in rollouts for r in rollout.reward if r is not None]
+    total = sum(len(rollout.reward) for rollout in rollouts)
+    metrics: dict[str, float] = {}
+    if trained:
+        metrics["reward/mean"] = float(np.mean(trained))
+        metrics["reward/std"] = float(np.std(trained, ddof=1)) if len(trained) > 1 else 0.0
+    metrics |= {f"reward/{name}": mean for name, mean in source_means(rollouts).items()}
+    return metrics | {"reward/failed": total - len(trained)}
+
+
+def source_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Mean raw score of each reward source, over what it could score."""
+    scores: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        for name, values in rollout.rewards.items():
+            scores.setdefault(name, []).extend(v for v in values if v is not None)
+    return {name: float(np.mean(values)) for name, values in scores.items() if values}
+
+
+def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Lengths and counts of what was written."""
+    completions = [c for rollout in rollouts for c in rollout.completions]
+    lengths = [len(c.tokens) for c in completions]
+    return {
+        "rollout/length_mean": float(np.mean(lengths)),
+        "rollout/truncated_fraction": sum(c.finish_reason == "length" for c in completions) / len(completions),
+        "rollout/samples": len(completions),
+        "rollout/tokens": sum(lengths),
+    }
+
+
+def zero_groups(samples: Sequence[TrainSample]) -> float:
+    """Share of groups whose every advantage is 0: they teach nothing."""
+    groups: dict[int, bool] = {}
+    for sample in samples:
+        alive = bool(np.any(sample.advantages))
+        groups[sample.sample.group] = groups.get(sample.sample.group, False) or alive
+    return sum(not alive for alive in groups.values()) / len(groups) if groups else 0.0
+
+
+def eval_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """`eval/reward_mean` and `eval/<name>`."""
+    trained = [r for rollout in rollouts for r in rollout.reward if r is not None]
+    metrics: Mapping[str, float] = {f"eval/{name}": mean for name, mean in source_means(rollouts).items()}
+    return ({"eval/reward_mean": float(np.mean(trained))} if trained else {}) | dict(metrics)

@@ -1,0 +1,144 @@
+"""The composition root: every role of a run, started, connected, and gone again when the run ends.
+
+The one place that names concrete roles; everything above it sees `actors/protocols.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from actors.generator import Generator
+from actors.groups import Deadlines, GeneratorGroup, LearnerGroup, OwnGPUs, SharedGPUs, WeightSynchronizer
+from actors.learner import Learner
+from actors.messages import EngineSpec, LearnerSpec
+from actors.placement import generator_seats, layout, learner_seats, reserve
+from actors.protocols import Roles
+from actors.remote import ActorGroup, Seat, launch
+from actors.scorer import Scorer
+from actors.weights import Route, Transport
+from cluster.config import RunConfig
+from cluster.driver import Data
+from trainers.types import TokenPrompt
+
+
+@asynccontextmanager
+async def open_roles(config: RunConfig, data: Data, *, run_id: str, logs: Path) -> AsyncIterator[Roles]:
+    """All roles started and connected; gone again when the block ends, however it ends."""
+    gpus = ray.cluster_resources().get("GPU", 0) > 0
+    plan = layout(config.placement, config.generators, config.learners, gpus=gpus)
+    group = await asyncio.to_thread(reserve, plan, deadline_s=min(config.timeouts.start_s, 120.0))
+    transport = choose_transport(config, gpus=gpus)
+    deadlines = _deadlines(config)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(ray.util.remove_placement_group, group)
+        generator_actors = launch_generators(config, generator_seats(plan, group, config.generators, logs), transport)
+        stack.callback(generator_actors.kill)
+        learner_actors = launch_learners(config, learner_seats(plan, group, config.learners, logs))
+        stack.callback(learner_actors.kill)
+        scorer = Scorer(config.rewards, base_dir=Path.cwd(), run_id=run_id)
+        stack.push_async_callback(scorer.close)
+        generators = GeneratorGroup(generator_actors, deadlines)
+        learners = LearnerGroup(learner_actors, config.train, deadlines)
+        turns = SharedGPUs(learners, generators, deadlines) if gpus and config.placement == "colocated" else OwnGPUs()
+        await _start(learners, generators, scorer, shared=isinstance(turns, SharedGPUs), deadline_s=deadlines.start)
+        weights = WeightSynchronizer(
+            learners,
+            generators,
+            canaries(config, data),
+            sampling=config.sampling,
+            max_gap=config.sync.allowed_gap(config.policy.dtype),
+            deadlines=deadlines,
+        )
+        await weights.connect(await _route(config, learners, transport))
+        yield Roles(generators=generators, learners=learners, weights=weights, scorer=scorer, turns=turns)
+
+
+async def _start(
+    learners: LearnerGroup, generators: GeneratorGroup, scorer: Scorer, *, shared: bool, deadline_s: float
+) -> None:
+    """All roles at once; on shared GPUs the learners first, so that vLLM sees what memory they leave."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(scorer.start(deadline_s=deadline_s))
+        if shared:
+            await learners.start()
+            await learners.actors.each("offload", lambda a, _: a.offload.remote(), deadline_s=deadline_s)
+        else:
+            tasks.create_task(learners.start())
+        tasks.create_task(generators.start())
+
+
+def _deadlines(config: RunConfig) -> Deadlines:
+    timeouts = config.timeouts
+    return Deadlines(
+        start=timeouts.start_s,
+        generate=timeouts.generate_s,
+        update=timeouts.update_s,
+        sync=timeouts.sync_s,
+        save=timeouts.save_s,
+    )
+
+
+def launch_generators(config: RunConfig, seats: Sequence[Seat], transport: Transport) -> ActorGroup:
+    """The generators, not yet started."""
+    spec = EngineSpec(
+        policy=config.policy,
+        generators=config.generators,
+        max_model_len=config.generators.max_model_len or config.data.max_prompt_tokens + config.sampling.max_tokens,
+        transport=transport,
+    )
+    return ActorGroup("generator", [launch(Generator, seat, spec) for seat in seats], [seat.log for seat in seats])
+
+
+def launch_learners(config: RunConfig, seats: Sequence[Seat]) -> ActorGroup:
+    """The learners, not yet started."""
+    train = config.train
+    spec = LearnerSpec(
+        policy=config.policy,
+        learners=config.learners,
+        algorithm=config.algorithm,
+        train=train,
+        temperature=config.sampling.temperature,
+        max_completion_tokens=config.sampling.max_tokens,
+        total_optimizer_steps=train.steps * train.updates_per_step * train.epochs_per_step,
+        seed=config.seed,
+        collective_timeout_s=config.timeouts.update_s,
+    )
+    actors = [launch(Learner, seat, spec, rank=rank, world_size=len(seats)) for rank, seat in enumerate(seats)]
+    return ActorGroup("learner", actors, [seat.log for seat in seats])
+
+
+def choose_transport(config: RunConfig, *, gpus: bool) -> Transport:
+    """How weights travel where the config leaves it open."""
+    if config.sync.transport != "auto":
+        return config.sync.transport
+    if not gpus:
+        return "ray"
+    return "ipc" if config.placement == "colocated" else "nccl"
+
+
+async def _route(config: RunConfig, learners: LearnerGroup, transport: Transport) -> Route:
+    deadline = config.timeouts.sync_s
+    if transport != "nccl":
+        return Route(transport=transport, deadline_s=deadline)
+    host = await learners.actors.one(0, "connect", lambda a: a.node_ip.remote(), deadline_s=deadline)
+    port = await learners.actors.one(0, "connect", lambda a: a.free_port.remote(), deadline_s=deadline)
+    workers = config.generators.replicas * config.generators.tensor_parallel
+    return Route(transport="nccl", deadline_s=deadline, host=host, port=port, world_size=1 + workers)
+
+
+def canaries(config: RunConfig, data: Data) -> list[TokenPrompt]:
+    """The first prompts of the data, whose log-probabilities are compared after each sync."""
+    state = data.stream.state()
+    taken = data.stream.take(config.sync.canary_prompts)
+    data.stream.restore(state)
+    return [
+        TokenPrompt(id=f"canary-{i}", prompt=p, tokens=np.asarray(data.encoder.encode(p), dtype=np.int32))
+        for i, (_, p) in enumerate(taken)
+    ]

@@ -1,0 +1,303 @@
+"""The plan: arithmetic in words, memory by hand, and every problem found in real files."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
+
+from cluster.config import parse_config
+from cluster.plan import as_json, batch_arithmetic, find_problems, make_plan, render
+from cluster.plan_memory import generator_memory, kv_bytes_per_token, learner_memory
+from cluster.plan_models import ModelInfo, read_model
+from trainers.errors import UserError
+from trainers.tiny_models import make_tokenizer
+
+LAYERS, HIDDEN, HEADS, HEAD_DIM, CONTEXT = 2, 64, 2, 32, 128
+
+
+def save(folder, kind=Qwen3ForCausalLM, *, tokenizer=None, **changes):
+    tokenizer = tokenizer or make_tokenizer()
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=HIDDEN,
+        intermediate_size=128,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=1,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=CONTEXT,
+        pad_token_id=tokenizer.pad_token_id,
+        **changes,
+    )
+    model = kind(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy")
+    save(folder)
+    return folder
+
+
+@pytest.fixture
+def make(policy, tmp_path):
+    """A sound config on real files, with changes; `prompts` are the lines of its file."""
+
+    def build(prompts=('{"prompt": "37+48="}', '{"prompt": "1+2="}'), **changes):
+        (tmp_path / "prompts.jsonl").write_text("".join(f"{line}\n" for line in prompts))
+        (tmp_path / "rule.py").write_text("def score(*, prompt, completion, **columns):\n    return 1.0\n")
+        tree = {
+            "policy": {"model": str(policy), "dtype": "float32"},
+            "data": {"prompts": str(tmp_path / "prompts.jsonl"), "max_prompt_tokens": 64},
+            "rewards": [{"type": "function", "path": f"{tmp_path / 'rule.py'}:score"}],
+            "algorithm": {"type": "grpo"},
+            "sampling": {"max_tokens": 16, "n": 4},
+            "train": {"prompts_per_step": 2, "steps": 3},
+        }
+        for key, value in changes.items():
+            tree[key] = {**tree[key], **value} if isinstance(tree.get(key), dict) else value
+        return parse_config(tree)
+
+    return build
+
+
+def problems(config):
+    return {p.where: p.message for p in find_problems(config)}
+
+
+def test_a_sound_run_has_no_problems(make):
+    plan = make_plan(make(), gpus=False)
+    assert plan.problems == ()
+    assert [role.name for role in plan.roles][:3] == ["driver", "generator", "learner"]
+
+
+# --- arithmetic
+
+
+def test_the_arithmetic_of_an_on_policy_run(make):
+    lines = batch_arithmetic(make(train={"prompts_per_step": 32, "steps": 100}, sampling={"n": 8}), prompts=2000)
+    assert lines[0] == "32 prompts × 8 completions = 256 samples a step"
+    assert lines[1] == "1 update of 256 samples a step: exactly on-policy"
+    assert (
+        "1 rank, in micro-batches of at most 8192 tokens with padding (102 of the longest samples of 64 + 16 = 80"
+        in lines[2]
+    )
+    assert lines[3].startswith("at most 4096 tokens generated a step")
+    assert lines[4] == "100 steps see 3200 prompts = 1.6 epochs of 2000"
+    assert lines[5] == "100 steps × 1 = 100 optimizer steps in all"
+
+
+def test_the_arithmetic_of_several_updates(make):
+    train = {"prompts_per_step": 5, "updates_per_step": 3, "epochs_per_step": 2, "steps": 10}
+    lines = batch_arithmetic(make(train=train, data={"eval_prompts": "e.jsonl"}), prompts=None)
+    assert lines[1].startswith("2 passes × 3 updates = 6 updates a step, each of 6 or 7 samples")
+    assert lines[4] == "10 steps see 50 prompts"
+    assert lines[5] == "10 steps × 6 = 60 optimizer steps in all"
+    assert lines[6] == "evaluation with 4 completions a prompt: before, every 10 steps, and after"
+
+
+# --- memory
+
+MODEL = ModelInfo(
+    name="m",
+    config={
+        "num_hidden_layers": 10, "hidden_size": 100, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 50, "vocab_size": 1000, "max_position_embeddings": 4096,
+    },
+    parameters=1_000_000,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "optimizer"),
+    [
+        (0, 2_000_000, 4_000_000, 12_000_000),
+        (1, 2_000_000, 4_000_000, 3_000_000),
+        (2, 2_000_000, 1_000_000, 3_000_000),
+        (3, 500_000, 1_000_000, 3_000_000),
+    ],
+)
+def test_zero_divides_by_the_ranks_what_its_stage_shards(make, stage, weights, gradients, optimizer):
+    config = make(policy={"dtype": "bfloat16"}, learners={"zero_stage": stage, "workers": 4})
+    found = learner_memory(config, MODEL)
+    assert found.device == {
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "reference": weights,
+        "activations": 17 * 2 * 8192 * 100 * 10,
+        "logits": 2 * 2 * 8192 * 1000,
+    }
+    assert found.host == {}
+
+
+def test_offload_moves_to_the_host_and_checkpointing_keeps_one_layer(make):
+    learners = {"zero_stage": 3, "offload": "all", "workers": 2, "gradient_checkpointing": True}
+    found = learner_memory(make(learners=learners, policy={"dtype": "bfloat16"}), MODEL)
+    assert found.host == {"optimizer": 6_000_000, "weights": 1_000_000, "reference": 1_000_000}
+    assert found.device["activations"] == 2 * 8192 * 100 * (10 + 17)
+    assert set(found.device) == {"gradients", "activations", "logits"}
+
+
+def test_without_a_kl_term_there_is_no_reference(make):
+    assert "reference" not in learner_memory(make(algorithm={"kl": {"coef": 0}}), MODEL).device
+
+
+def test_the_generators_cache(make):
+    config = make(policy={"dtype": "bfloat16"}, generators={"tensor_parallel": 2}, train={"prompts_per_step": 8})
+    assert kv_bytes_per_token(config, MODEL) == 2 * 10 * (2 * 50) * 2
+    found = generator_memory(config, MODEL, gpus=True)
+    assert found.device == {"weights": 1_000_000, "kv_cache": 4000 * (64 + 16) * 32 // 2}
+    assert generator_memory(make(), MODEL, gpus=False).device == {"weights": 4_000_000, "kv_cache": 2**30}
+
+
+# --- models
+
+
+def test_sizes_are_those_of_the_saved_model(tmp_path):
+    parameters = save(tmp_path, tie_word_embeddings=False)
+    info = read_model(str(tmp_path), where="policy.model")
+    assert (info.parameters, info.layers, info.hidden, info.context) == (parameters, LAYERS, HIDDEN, CONTEXT)
+    assert info.kv_width == HEAD_DIM
+
+
+def test_a_model_of_several_files_is_counted_whole(tmp_path, policy):
+    model = Qwen3ForCausalLM.from_pretrained(policy)
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert read_model(str(tmp_path), where="m").parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_what_is_no_causal_language_model_is_named(tmp_path):
+    save(tmp_path, Qwen3ForSequenceClassification)
+    with pytest.raises(UserError, match="is a Qwen3ForSequenceClassification, not a causal language model"):
+        read_model(str(tmp_path), where="policy.model")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds no config.json"),
+        ({"config.json": "{"}, "cannot be read"),
+        ({"config.json": "[]"}, "holds no JSON object"),
+        ({"config.json": '{"model_type": "vit"}'}, "is a model of type vit, not a causal"),
+        ({"config.json": '{"architectures": ["Qwen3ForCausalLM"]}'}, "holds no weights"),
+        ({"adapter_config.json": "{}"}, "is a PEFT adapter"),
+        ({"config.json": '{"architectures": ["Qwen3ForCausalLM"]}', "model.safetensors": "x"}, "no whole safetensors"),
+    ],
+)
+def test_folders_that_are_no_model(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_model(str(tmp_path), where="policy.model")
+    assert error.value.problems[0].where == "policy.model"
+
+
+def test_names_that_lead_nowhere(tmp_path):
+    with pytest.raises(UserError, match="no such folder: /nowhere/model"):
+        read_model("/nowhere/model", where="policy.model")
+    with pytest.raises(UserError, match="no such folder, and no model of that name on the hub"):
+        read_model("nobody/nothing-of-that-name", where="policy.model")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        read_model(str(tmp_path / "file"), where="policy.model")
+
+
+# --- problems
+
+
+def test_every_problem_comes_at_once(make):
+    config = make(
+        prompts=['{"prompt": "1+2="}', "nonsense"],
+        policy={"model": "/nowhere/model"},
+        sampling={"n": 1},
+        rewards=[{"type": "function", "path": "/nowhere/rule.py:score"}],
+    )
+    found = problems(config)
+    assert {"policy.model", "sampling.n"} <= set(found)
+    assert any(where.endswith("prompts.jsonl:2") for where in found)
+    assert any(where.startswith("rewards.0") for where in found)
+
+
+def test_more_tokens_than_the_context_holds(make):
+    (message,) = problems(make(data={"max_prompt_tokens": 113})).values()
+    assert "129 tokens in all, but the model's context has 128" in message
+
+
+def test_a_prompt_longer_than_the_limit_is_named_by_its_line(make):
+    config = make(prompts=['{"prompt": "1+2="}', json.dumps({"prompt": "1" * 100})])
+    ((where, message),) = problems(config).items()
+    assert where.endswith("prompts.jsonl:2")
+    assert "at most 64" in message
+    filtered = make_plan(
+        make(prompts=['{"prompt": "1+2="}', json.dumps({"prompt": "1" * 100})], data={"overlong": "filter"}), gpus=False
+    )
+    assert filtered.problems == ()
+    assert "= 6 epochs of 1" in filtered.arithmetic[4]
+
+
+def test_messages_need_a_chat_template(make, tmp_path):
+    bare = make_tokenizer()
+    bare.chat_template = None
+    save(tmp_path / "bare", tokenizer=bare)
+    messages = [{"role": "system", "content": "Add."}, {"role": "user", "content": "1+2="}]
+    lines = [json.dumps({"messages": messages})]
+    ((where, message),) = problems(make(prompts=lines, policy={"model": str(tmp_path / "bare")})).items()
+    assert where.endswith("prompts.jsonl:1")
+    assert "without a chat template" in message
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    assert problems(make(prompts=lines, policy={"model": str(tmp_path / "bare"), "chat_template": template})) == {}
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "empty"), (None, "no such file")])
+def test_prompt_files_that_are_empty_or_missing(make, tmp_path, text, message):
+    config = make(data={"prompts": str(tmp_path / "other.jsonl")})
+    if text is not None:
+        (tmp_path / "other.jsonl").write_text(text)
+    assert any(message in f"{where} {what}".lower() for where, what in problems(config).items())
+
+
+def test_problems_of_the_evaluation_prompts_count_too(make, tmp_path):
+    (tmp_path / "eval.jsonl").write_text("nonsense\n")
+    assert any("eval.jsonl:1" in where for where in problems(make(data={"eval_prompts": str(tmp_path / "eval.jsonl")})))
+
+
+# --- shown
+
+
+def test_the_plan_as_text_and_as_json(make):
+    plan = make_plan(make(sampling={"n": 1}), gpus=False)
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render(plan))
+    text = console.export_text()
+    for part in (
+        "2 prompts × 1 completion = 2 samples a step",
+        "learner",
+        "rough estimate",
+        "Problems (1)",
+        "\nseed: 0",
+    ):
+        assert part in text
+    value = json.loads(json.dumps(as_json(plan)))
+    assert value["problems"][0]["path"] == "sampling.n"
+    assert parse_config(value["config"]) == plan.config
+
+
+def test_on_gpus_each_learner_has_one(make):
+    plan = make_plan(make(generators={"tensor_parallel": 2, "replicas": 3}, learners={"workers": 4}), gpus=True)
+    roles = {role.name: (role.count, role.gpus) for role in plan.roles}
+    assert (roles["generator"], roles["learner"]) == ((3, 2), (4, 1))
+
+
+def test_the_module_itself_loads_no_engine():
+    code = "import sys, cluster.plan; print({'torch', 'ray', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -1,0 +1,85 @@
+"""What an algorithm is: advantages from scored samples, and a loss for a micro-batch. Pure; one file each.
+
+The learner runs the policy and hands over per-token log-probabilities; the algorithm never sees a model. Metrics
+are sums with counts, so that they add up exactly over micro-batches and ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+from torch import Tensor
+
+from trainers.types import AnnotatedSample, TrainSample
+
+Need: TypeAlias = Literal["old_logprobs", "ref_logprobs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A metric as a sum and what it is divided by, both additive over micro-batches and ranks.
+
+    >>> (Mean(3.0, 2.0) + Mean(1.0, 2.0)).value
+    1.0
+    """
+
+    total: float
+    count: float
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> float:
+        """The mean; 0 where nothing was counted."""
+        return self.total / self.count if self.count else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyTokens:
+    """A micro-batch as the loss sees it; every tensor is `[B, T]`, on the learner's device."""
+
+    logprobs: Tensor  # float32, of the policy now, with gradient
+    entropy: Tensor  # float32 nats, without gradient
+    mask: Tensor  # bool
+    sequence_ids: Tensor  # int64
+    rollout_logprobs: Tensor
+    old_logprobs: Tensor  # the trainer's own; `logprobs` detached where the update is exactly on-policy
+    ref_logprobs: Tensor | None
+    advantages: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Denominators of the whole optimizer step over all ranks."""
+
+    tokens: int
+    sequences: int
+    max_tokens: int  # longest completion that sampling allows, for constant aggregation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutput:
+    """A micro-batch's share of the optimizer step's loss (shares add up to it), and its metrics."""
+
+    loss: Tensor
+    metrics: Mapping[str, Mean]
+
+
+class Algorithm(Protocol):
+    """One online algorithm. `needs` says which extra forward passes the learner makes before the update."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Quantities that `advantages` or `loss` read besides what every sample has."""
+        ...
+
+    def advantages(self, samples: Sequence[AnnotatedSample], *, kl_coef: float) -> list[TrainSample]:
+        """The samples that are trained on, each with its advantages; samples without a valid score are left out."""
+        ...
+
+    def loss(self, batch: PolicyTokens, *, totals: Totals, kl_coef: float) -> LossOutput:
+        """The micro-batch's share of the loss of the whole optimizer step."""
+        ...

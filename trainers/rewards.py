@@ -1,0 +1,104 @@
+"""What becomes of raw scores before they are trained on: running normalisation, clipping, the weighted sum.
+
+Pure; a score that could not be had is None everywhere and never a number. It knows the standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Score: TypeAlias = float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunningNormalizer:
+    """Mean and standard deviation of all scores seen so far; immutable.
+
+    The parts of a sample may come in any order: `updated` gives the same statistics, to the last bit, for any order of
+    the same scores (Chan, Golub and LeVeque 1983 for merging, exact sums within a call).
+
+    >>> seen = RunningNormalizer().updated([1.0, 2.0, 3.0])
+    >>> seen.mean, seen.std, seen.normalized(4.0)
+    (2.0, 1.0, 2.0)
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    m2: float = 0.0  # sum of squared deviations from the mean
+
+    @property
+    def std(self) -> float:
+        """The unbiased standard deviation; 1 where it is 0 or not defined, so that nothing is blown up."""
+        return math.sqrt(self.m2 / (self.count - 1)) if self.count > 1 and self.m2 > 0 else 1.0
+
+    def normalized(self, score: float) -> float:
+        """(score − mean) / std; the score itself before anything was seen."""
+        return (score - self.mean) / self.std
+
+    def updated(self, scores: Iterable[Score]) -> RunningNormalizer:
+        """The statistics after these scores too; None is passed over."""
+        new = sorted(score for score in scores if score is not None)
+        if not new:
+            return self
+        mean = math.fsum(new) / len(new)
+        m2 = math.fsum((score - mean) ** 2 for score in new)
+        count = self.count + len(new)
+        delta = mean - self.mean
+        return RunningNormalizer(
+            count=count,
+            mean=self.mean + delta * len(new) / count,
+            m2=self.m2 + m2 + delta * delta * self.count * len(new) / count,
+        )
+
+    def state(self) -> dict[str, float]:
+        """For a checkpoint; plain JSON."""
+        return {"count": self.count, "mean": self.mean, "m2": self.m2}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, float]) -> RunningNormalizer:
+        """The inverse of `state`; ValueError where it is not one."""
+        if set(state) != {"count", "mean", "m2"} or state["count"] < 0 or state["m2"] < 0:
+            raise ValueError(f"these are no statistics of a reward normaliser: {dict(state)}")
+        return cls(count=int(state["count"]), mean=float(state["mean"]), m2=float(state["m2"]))
+
+
+def clipped(score: float, clip: tuple[float, float] | None) -> float:
+    """The score, held within the limits where there are any.
+
+    >>> clipped(7.0, (-5.0, 5.0)), clipped(7.0, None)
+    (5.0, 7.0)
+    """
+    return score if clip is None else min(max(score, clip[0]), clip[1])
+
+
+def weighted_sum(scores: Sequence[Sequence[Score]], weights: Sequence[float]) -> tuple[Score, ...]:
+    """`scores[source][completion]` → for each completion Σ weight · score over the sources with a weight.
+
+    None where any source with a weight has none; a source of weight 0 is only watched, and neither its scores nor its
+    failures count.
+
+    >>> weighted_sum([[1.0, 2.0, None], [10.0, None, 30.0], [None, None, None]], [2.0, 0.5, 0.0])
+    (7.0, None, None)
+
+    Raises:
+        ValueError: sources and weights, or the sources' scores, differ in number.
+    """
+    if len(scores) != len(weights):
+        raise ValueError(f"{len(scores)} rows of scores, but {len(weights)} weights")
+    if len({len(row) for row in scores}) > 1:
+        raise ValueError(f"the sources have different numbers of scores: {[len(row) for row in scores]}")
+    counted = [(weight, row) for weight, row in zip(weights, scores, strict=True) if weight != 0]
+    n = len(scores[0]) if scores else 0
+    return tuple(_sum([(weight, row[i]) for weight, row in counted]) for i in range(n))
+
+
+def _sum(terms: Sequence[tuple[float, Score]]) -> Score:
+    products: list[float] = []
+    for weight, score in terms:
+        if score is None:
+            return None
+        products.append(weight * score)
+    return math.fsum(products)
