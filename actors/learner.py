@@ -21,8 +21,8 @@ from torch import Tensor
 from actors.messages import AnnotatedRows, LearnerSpec, UpdateReport
 from actors.policy import forward_logprobs, load_model, load_tokenizer
 from actors.weights import GeneratorClient, ObjectStoreSender, Route, SentWeights, WeightSender
-from trainers.algorithms import make_algorithm
 from trainers.algorithms.base import Mean, Need, PolicyTokens, Totals
+from trainers.algorithms.catalog import make_algorithm
 from trainers.packing import MicroBatch, OptimizerStep
 from trainers.types import Float32Array
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -63,6 +64,10 @@ class _Host:
             stream.flush()
             os.dup2(file, descriptor)
         os.close(file)
+
+    def peak_memory(self) -> int:
+        """The most host memory that this process ever held, in bytes."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def node_ip(self) -> str:
         """The address under which other nodes reach this one."""

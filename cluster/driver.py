@@ -11,25 +11,24 @@ Everything that it must remember is in `DriverState`; everything that is drawn h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-
-from actors.messages import GroupScores, ScoreRequest, StepReport
+from actors.messages import StepReport
 from actors.protocols import Roles
 from cluster.buffer import RolloutBuffer, Stream
 from cluster.checkpoint import Checkpoint, CheckpointStore, DriverState
 from cluster.config import RunConfig
+from cluster.groups import Encoder, GroupProducer
 from cluster.measures import Clock, StepFacts, eval_metrics, step_metrics
 from cluster.progress import Progress
 from cluster.recorder import Recorder, rollout_rows
 from trainers.algorithms.base import Algorithm
 from trainers.kl import AdaptiveKL, FixedKL
 from trainers.seeds import derive_seed
-from trainers.types import Prompt, Rollout, TokenPrompt, TrainSample, to_samples
+from trainers.types import Prompt, TrainSample, to_samples
 
 _T = TypeVar("_T")
 
@@ -42,20 +41,8 @@ class Interrupted(Exception):
         super().__init__(f"stopped after step {step}")
 
 
-class RewardsFailedError(RuntimeError):
-    """Too many scores of a step could not be had."""
-
-
 class LogprobGapError(RuntimeError):
     """Generator and trainer disagree about the same tokens at the same weights."""
-
-
-class Encoder(Protocol):
-    """The chat template and tokenizer."""
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, ready for the model to answer."""
-        ...
 
 
 class RestorableStream(Stream, Protocol):
@@ -102,8 +89,7 @@ class Driver:
         self._optimizer_steps = 0
         self._saved_step = -1
         self._stop = asyncio.Event()
-        self._failures: list[str] = []
-        self._written_at = 0.0  # when the last completion of the step under way was written
+        self._groups = GroupProducer(config, roles, data.encoder)
 
     @property
     def step(self) -> int:
@@ -131,13 +117,13 @@ class Driver:
         await self._roles.weights.publish(self._version)
         buffer = RolloutBuffer(
             self._data.stream,
-            lambda id, prompt: self._rollout(id, prompt, n=self._config.sampling.n),
+            lambda id, prompt: self._groups.produce(id, prompt, n=self._config.sampling.n),
             slots=(train.max_staleness + 1) * train.prompts_per_step,
             prompts_left=(train.steps - self._step) * train.prompts_per_step,
         )
         try:
-            if self._step == 0:
-                await self._record_first_evaluation()
+            if self._step == 0 and self._data.eval_prompts:
+                self._note({"step": 0.0} | await self._unless_stopped(self._evaluate()))
             while self._step < train.steps:
                 await self._one_step(buffer)
             await self._save(buffer)
@@ -154,8 +140,9 @@ class Driver:
         progress.phase("generate")
         buffer.fill()
         rollouts = await self._unless_stopped(buffer.take(train.prompts_per_step))
-        clock.generate, clock.reward = self._written_at - began, monotonic() - self._written_at
-        self._refuse_failed_rewards(rollouts)
+        written = self._groups.written_at
+        clock.generate, clock.reward = written - began, monotonic() - written
+        self._groups.refuse_failed(rollouts, step=self._step + 1)
 
         progress.phase("annotate")
         began_part = monotonic()
@@ -207,51 +194,29 @@ class Driver:
         last = step == config.train.steps
         if self._data.eval_prompts and (last or (config.eval.every and step % config.eval.every == 0)):
             metrics |= await self._evaluate()
-        self._sinks.recorder.step(metrics)
-        self._sinks.progress.step(metrics)
+        self._note(metrics)
         if config.checkpoint.every and step % config.checkpoint.every == 0 and not last:
             await self._save(buffer)
 
-    async def _record_first_evaluation(self) -> None:
-        if self._data.eval_prompts:
-            metrics = {"step": 0.0} | await self._evaluate()
-            self._sinks.recorder.step(metrics)
-            self._sinks.progress.step(metrics)
-
-    async def _rollout(self, id: str, prompt: Prompt, *, n: int) -> Rollout:
-        """Write and score one group."""
-        tokens = np.asarray(self._data.encoder.encode(prompt), dtype=np.int32)
-        token_prompt = TokenPrompt(id=id, prompt=prompt, tokens=tokens)
-        seeds = [derive_seed(self._config.seed, "sample", id, i) for i in range(n)]
-        completions = await self._roles.generators.generate(token_prompt, self._config.sampling, seeds)
-        self._written_at = monotonic()
-        request = ScoreRequest(prompt=prompt, completions=tuple(c.text for c in completions))
-        scores = await self._score(request)
-        self._failures += [f"{f.name}: {f.cause}" for f in scores.failures]
-        return Rollout(prompt=token_prompt, completions=completions, rewards=scores.rewards, reward=scores.reward)
-
-    async def _score(self, request: ScoreRequest) -> GroupScores:
-        deadline = self._config.timeouts.reward_s
-        try:
-            return await asyncio.wait_for(self._roles.scorer.score(request), deadline)
-        except TimeoutError:
-            raise RewardsFailedError(
-                f"the reward service gave no answer within {deadline:.0f} s (timeouts.reward_s)"
-            ) from None
+    def _note(self, metrics: Mapping[str, float]) -> None:
+        self._sinks.recorder.step(metrics)
+        self._sinks.progress.step(metrics)
 
     async def _evaluate(self) -> dict[str, float]:
         """Held-out prompts with the current weights; the same seeds each time, so that evaluations compare."""
         self._sinks.progress.phase("evaluate")
         prompts = self._data.eval_prompts[: self._config.eval.max_prompts]
         tasks = [
-            asyncio.ensure_future(self._rollout(f"eval-{i:06d}", prompt, n=self._config.eval.n))
+            asyncio.ensure_future(self._groups.produce(f"eval-{i:06d}", prompt, n=self._config.eval.n))
             for i, prompt in enumerate(prompts)
         ]
         try:
-            return eval_metrics(await self._unless_stopped(asyncio.gather(*tasks)))
+            rollouts = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
+        self._sinks.recorder.rollouts(self._step, rollout_rows(self._step, rollouts, {}), kind="eval")
+        return eval_metrics(rollouts)
 
     async def _unless_stopped(self, work: Awaitable[_T]) -> _T:
         """What `work` gives, unless the run is asked to stop first: then the work is given up, nothing is lost."""
@@ -289,17 +254,6 @@ class Driver:
         train = self._config.train
         on_policy = train.updates_per_step == 1 and train.epochs_per_step == 1 and train.max_staleness == 0
         return self._algorithm.needs if on_policy else self._algorithm.needs | {"old_logprobs"}
-
-    def _refuse_failed_rewards(self, rollouts: Sequence[Rollout]) -> None:
-        failures, self._failures = self._failures, []
-        total = sum(len(r.reward) for r in rollouts)
-        failed = sum(reward is None for r in rollouts for reward in r.reward)
-        allowed = self._config.train.max_failed_fraction
-        if failed == total or failed > allowed * total:
-            raise RewardsFailedError(
-                f"{failed} of {total} samples of step {self._step + 1} could not be scored (allowed: {allowed:.0%} "
-                f"of a step, train.max_failed_fraction); first cause: {failures[0] if failures else 'unknown'}"
-            )
 
     def _refuse_gap(self, report: StepReport) -> None:
         allowed = self._config.sync.allowed_gap(self._config.policy.dtype)

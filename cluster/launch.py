@@ -9,26 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 import ray
 from rich.console import Console
 
-from actors.protocols import Roles
 from actors.remote import RoleError
 from cluster.checkpoint import Checkpoint, CheckpointStore
 from cluster.config import RunConfig
 from cluster.driver import Data, Driver, Interrupted, Sinks
 from cluster.progress import Progress, make_progress
 from cluster.recorder import Recorder
-from cluster.roles import open_roles
+from cluster.roles import RunningRoles, open_roles
 from cluster.run_directory import RunDirectory, RunError, config_digest, find_resumable, resume_differences
-from trainers.algorithms import make_algorithm
+from trainers.algorithms.catalog import make_algorithm
 from trainers.data.chat import ChatEncoder, limit_lengths
 from trainers.data.reader import PromptSet, open_prompts
 from trainers.data.stream import PromptStream
@@ -45,26 +46,29 @@ class Outcome:
 
     run: RunDirectory
     exit_code: int
+    seconds: Mapping[str, float]  # of each phase
+    peak_memory: Mapping[str, int]  # bytes, of each process that ended well
 
 
 def train(config: RunConfig, *, resume: str = "auto", console: Console | None = None) -> Outcome:
     """Train to the end, an interruption or a failure. Raises UserError for what the user can mend."""
     run, going_on = choose_run(config, resume)
-    progress = make_progress(console or Console())
+    progress = Recording(make_progress(console or Console()), run)
+    memory: dict[str, int] = {}
     try:
         with run.locked():
             run.check_space(_LEAST_FREE_BYTES)
             run.update(state="running", error=None)
             progress.note(f"run {run.path}" + (" (resumed)" if going_on else ""))
-            code = _attempt(config, run, progress)
+            code = _attempt(config, run, progress, memory)
     finally:
         progress.close()
-    return Outcome(run, code)
+    return Outcome(run, code, progress.seconds, memory)
 
 
 def choose_run(config: RunConfig, resume: str) -> tuple[RunDirectory, bool]:
     """The run to work in, and whether it goes on: `auto` (the newest that fits), `never`, or a run's directory."""
-    root = Path(config.root)
+    root = Path(config.root).resolve()  # roles on other nodes write there too
     if resume == "never":
         return RunDirectory.create(root, config.name, config), False
     if resume == "auto":
@@ -80,12 +84,12 @@ def choose_run(config: RunConfig, resume: str) -> tuple[RunDirectory, bool]:
     return found, True
 
 
-def _attempt(config: RunConfig, run: RunDirectory, progress: Progress) -> int:
+def _attempt(config: RunConfig, run: RunDirectory, progress: Recording, memory: dict[str, int]) -> int:
     """Run, and write down how it ended. The named boundary: every failure becomes `run.json`'s error."""
-    driver_step = 0
     try:
+        progress.phase("start Ray")
         with ray_cluster():
-            driver_step = asyncio.run(_run(config, run, progress))
+            asyncio.run(_run(config, run, progress, memory))
     except Interrupted as stopped:
         run.update(state="stopped", step=stopped.step)
         progress.note(f"stopped after step {stopped.step}; the same command goes on from there")
@@ -98,7 +102,8 @@ def _attempt(config: RunConfig, run: RunDirectory, progress: Progress) -> int:
         run.update(state="failed", error=cause)
         progress.note(f"failed: {describe(cause)}")
         return FAILED
-    run.update(state="succeeded", step=driver_step)
+    run.update(state="succeeded")
+    progress.note(f"done: the trained model is in {run.model}")
     return DONE
 
 
@@ -147,7 +152,7 @@ def ray_cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-async def _run(config: RunConfig, run: RunDirectory, progress: Progress) -> int:
+async def _run(config: RunConfig, run: RunDirectory, progress: Recording, memory: dict[str, int]) -> None:
     data = open_data(config, run)
     checkpoints = CheckpointStore(run.checkpoints, config.checkpoint.keep)
     checkpoint = await asyncio.to_thread(checkpoints.latest)
@@ -158,7 +163,7 @@ async def _run(config: RunConfig, run: RunDirectory, progress: Progress) -> int:
                 config,
                 roles,
                 data,
-                Sinks(recorder=recorder, checkpoints=checkpoints, progress=Recording(progress, run)),
+                Sinks(recorder=recorder, checkpoints=checkpoints, progress=progress),
                 algorithm=make_algorithm(config.algorithm, config.train),
                 config_digest=config_digest(config),
             )
@@ -168,7 +173,8 @@ async def _run(config: RunConfig, run: RunDirectory, progress: Progress) -> int:
                 await driver.run()
             progress.phase("export")
             await export(roles, run)
-    return driver.step
+            memory |= await roles.peak_memory()
+    memory["driver"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 async def _restore(
@@ -184,11 +190,13 @@ async def _restore(
 
 
 class Recording:
-    """Passes progress on, and keeps `run.json` at the step."""
+    """Passes progress on, keeps `run.json` at the step, and counts the seconds of each phase."""
 
     def __init__(self, progress: Progress, run: RunDirectory) -> None:
         self._progress = progress
         self._run = run
+        self._phase, self._since = "start", monotonic()
+        self.seconds: dict[str, float] = {}
 
     def start(self, *, steps: int, done: int) -> None:
         """See `Progress`."""
@@ -196,6 +204,9 @@ class Recording:
 
     def phase(self, name: str) -> None:
         """See `Progress`."""
+        now = monotonic()
+        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
+        self._phase, self._since = name, now
         self._progress.phase(name)
 
     def step(self, metrics: Mapping[str, float]) -> None:
@@ -210,6 +221,7 @@ class Recording:
 
     def close(self) -> None:
         """See `Progress`."""
+        self.phase("closed")
         self._progress.close()
 
 
@@ -229,7 +241,7 @@ def open_data(config: RunConfig, run: RunDirectory) -> Data:
     return Data(stream=stream, eval_prompts=eval_prompts, encoder=encoder)
 
 
-async def export(roles: Roles, run: RunDirectory) -> None:
+async def export(roles: RunningRoles, run: RunDirectory) -> None:
     """The trained model in Hugging Face format, whole or not at all."""
     partial = run.path / ".model.partial"
     shutil.rmtree(partial, ignore_errors=True)

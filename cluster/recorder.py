@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ROLLOUT_FILE: Final = re.compile(r"step-(\d{6,})\.parquet")
+_ROLLOUT_FILE: Final = re.compile(r"(?:step|eval)-(\d{6,})\.parquet")
 _SCHEMA: Final = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),
@@ -131,10 +131,10 @@ class Recorder:
         self._append(json.dumps(values, allow_nan=False, ensure_ascii=False).encode() + b"\n")
         self._scalars(step, values)
 
-    def rollouts(self, step: int, rows: Sequence[RolloutRow]) -> Path:
-        """Writes every sample of a step to `rollouts/step-000001.parquet`, whole or not at all."""
+    def rollouts(self, step: int, rows: Sequence[RolloutRow], *, kind: Literal["step", "eval"] = "step") -> Path:
+        """Writes samples to `rollouts/step-000001.parquet` (an evaluation's to `eval-…`), whole or not at all."""
         columns = {name: [_cell(getattr(row, name)) for row in rows] for name in _SCHEMA.names}
-        path = self._rollouts / f"step-{step:06d}.parquet"
+        path = self._rollouts / f"{kind}-{step:06d}.parquet"
         with explained(path):
             self._rollouts.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,23 @@ from cluster.driver import Data
 from trainers.types import TokenPrompt
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningRoles(Roles):
+    """The roles on Ray; beside what the driver sees, what they cost."""
+
+    groups: Sequence[ActorGroup]
+
+    async def peak_memory(self) -> dict[str, int]:
+        """Peak host memory of each process, in bytes."""
+        peaks: dict[str, int] = {}
+        for group in self.groups:
+            found = await group.each("measure", lambda a, _: a.peak_memory.remote(), deadline_s=60.0)
+            peaks |= {f"{group.role} {rank}": peak for rank, peak in enumerate(found)}
+        return peaks
+
+
 @asynccontextmanager
-async def open_roles(config: RunConfig, data: Data, *, run_id: str, logs: Path) -> AsyncIterator[Roles]:
+async def open_roles(config: RunConfig, data: Data, *, run_id: str, logs: Path) -> AsyncIterator[RunningRoles]:
     """All roles started and connected; gone again when the block ends, however it ends."""
     gpus = ray.cluster_resources().get("GPU", 0) > 0
     plan = layout(config.placement, config.generators, config.learners, gpus=gpus)
@@ -57,7 +73,14 @@ async def open_roles(config: RunConfig, data: Data, *, run_id: str, logs: Path) 
             deadlines=deadlines,
         )
         await weights.connect(await _route(config, learners, transport))
-        yield Roles(generators=generators, learners=learners, weights=weights, scorer=scorer, turns=turns)
+        yield RunningRoles(
+            generators=generators,
+            learners=learners,
+            weights=weights,
+            scorer=scorer,
+            turns=turns,
+            groups=(generator_actors, learner_actors),
+        )
 
 
 async def _start(

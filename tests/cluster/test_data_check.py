@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -130,7 +129,9 @@ def test_with_a_model_the_lengths_are_shown(write: Any, tmp_path: Path, capsys: 
     assert "over the limit" in run(capsys, path, model=str(tmp_path / "model"))[1]
 
 
-def test_a_model_that_cannot_be_loaded_is_bad_input(write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_cannot_be_loaded_is_bad_input(
+    write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert data_check([write('{"prompt": "a"}')], model=str(tmp_path), strip_responses=False, as_json=True) == 2
     assert "no tokenizer can be loaded" in capsys.readouterr().err
 
@@ -145,7 +146,9 @@ def test_standard_input(packed: bool, capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_a_slow_pipe_is_read_to_its_end() -> None:
-    code = "from cluster.data_check import data_check; data_check(['-'], model=None, strip_responses=False, as_json=True)"
+    code = (
+        "from cluster.data_check import data_check; data_check(['-'], model=None, strip_responses=False, as_json=True)"
+    )
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin is not None
     assert child.stdout is not None
@@ -159,7 +162,6 @@ def test_a_slow_pipe_is_read_to_its_end() -> None:
 
 
 def test_unreadable_files_are_told(write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    os.mkfifo(tmp_path / "dead.jsonl.d")
     (tmp_path / "folder.jsonl").mkdir()
     code, (report,) = reports(capsys, str(tmp_path / "folder.jsonl"))
     assert code == 2
@@ -169,5 +171,7 @@ def test_unreadable_files_are_told(write: Any, tmp_path: Path, capsys: pytest.Ca
 def test_the_import_stays_light() -> None:
     """Neither torch nor Arrow is needed to say that a file is ready."""
     code = "import sys, cluster.data_check; print({'torch', 'pyarrow', 'transformers', 'ray'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.strip() == "set()"

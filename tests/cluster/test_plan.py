@@ -1,11 +1,13 @@
 """The plan: arithmetic in words, memory by hand, and every problem found in real files."""
 
+import io
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
@@ -276,7 +278,7 @@ def test_problems_of_the_evaluation_prompts_count_too(make, tmp_path):
 
 def test_the_plan_as_text_and_as_json(make):
     plan = make_plan(make(sampling={"n": 1}), gpus=False)
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=160, record=True, file=io.StringIO())
     console.print(render(plan))
     text = console.export_text()
     for part in (
@@ -290,6 +292,16 @@ def test_the_plan_as_text_and_as_json(make):
     value = json.loads(json.dumps(as_json(plan)))
     assert value["problems"][0]["path"] == "sampling.n"
     assert parse_config(value["config"]) == plan.config
+
+
+def test_standard_output_is_json_and_nothing_else(make, tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(make().model_dump(mode="json")))
+    command = "from cluster.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "plan", tmp_path / "run.yaml", "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["problems"] == []
 
 
 def test_on_gpus_each_learner_has_one(make):

@@ -41,7 +41,10 @@ def format_of(record: Any) -> str | None:
         ("preference", {"messages": ANSWERED, "rejected_response": "b"}),
         ("preference", {"messages": ANSWERED, "rejected_messages": ANSWERED}),
         ("preference", {"prompt": "Hi", "messages": ANSWERED, "chosen": "a", "rejected": "b"}),
-        ("preference", {"prompt": "Hi", "chosen": "a", "rejected": "b", "completion": "c", "label": True}),  # first fits
+        (
+            "preference",
+            {"prompt": "Hi", "chosen": "a", "rejected": "b", "completion": "c", "label": True},
+        ),  # first fits
         ("kto", {"prompt": "Hi", "completion": "Hello", "label": False}),
         ("kto", {"messages": ANSWERED, "label": True}),
         ("kto", {"instruction": "Add", "output": "3", "label": True}),

@@ -89,7 +89,9 @@ def test_every_bad_message_is_named() -> None:
     ]
 
 
-@pytest.mark.parametrize(("role", "rewrite"), [("human", "user"), ("GPT", "assistant"), ("User", "user"), ("x", "one of")])
+@pytest.mark.parametrize(
+    ("role", "rewrite"), [("human", "user"), ("GPT", "assistant"), ("User", "user"), ("x", "one of")]
+)
 def test_roles_of_other_formats_are_told_their_name_here(role: str, rewrite: str) -> None:
     (finding,) = check_messages([{"role": role, "content": "Hi"}])
     assert rewrite in finding.expected

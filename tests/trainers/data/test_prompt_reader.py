@@ -41,9 +41,7 @@ def report(path: str, *, strip_responses: bool = False) -> FileReport:
 
 def problems(path: str) -> list[tuple[int | None, str | None, str]]:
     """(line, field, found) of every error."""
-    return [
-        (p.line, p.finding.field, p.finding.found) for p in report(path).problems if p.finding.severity == "error"
-    ]
+    return [(p.line, p.finding.field, p.finding.found) for p in report(path).problems if p.finding.severity == "error"]
 
 
 def texts(prompts: PromptSet) -> list[str]:
@@ -79,8 +77,20 @@ def test_duplicates_are_counted_by_their_prompt_alone(write: Write) -> None:
             {"prompt": "a", "answer": 1},
             {"prompt": "a", "answer": 2},
             {"messages": [{"role": "user", "content": "a"}]},
-            {"messages": [{"content": "b", "role": "user"}, {"role": "assistant", "content": "c"}, {"role": "user", "content": "d"}]},
-            {"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}, {"content": "d", "role": "user"}]},
+            {
+                "messages": [
+                    {"content": "b", "role": "user"},
+                    {"role": "assistant", "content": "c"},
+                    {"role": "user", "content": "d"},
+                ]
+            },
+            {
+                "messages": [
+                    {"role": "user", "content": "b"},
+                    {"role": "assistant", "content": "c"},
+                    {"content": "d", "role": "user"},
+                ]
+            },
             {"prompt": "b"},
         ]
     )
@@ -101,7 +111,11 @@ def test_duplicates_are_counted_by_their_prompt_alone(write: Write) -> None:
         ('{"prompt": "a", "x" \t: 1, "x": 2}', "x", "the same key twice in one object"),
         ('{"prompt": "a", "x": {"y": 1, "y": ":"}}', "x.y", "the same key twice in one object"),
         ('{"prompt": "a", "\\"": 1, "\\"": 2}', '"', "the same key twice in one object"),
-        ('{"messages": [{"role": "user", "role": "user", "content": "a"}]}', "messages[0].role", "the same key twice in one object"),
+        (
+            '{"messages": [{"role": "user", "role": "user", "content": "a"}]}',
+            "messages[0].role",
+            "the same key twice in one object",
+        ),
         ('{"prompt": "a\\ud800"}', "prompt", "a lone surrogate \\ud800"),
         ('{"prompt": "a", "x": ["\\udfff"]}', "x[0]", "a lone surrogate \\udfff"),
         ('{"prompt": ""}', "prompt", "an empty string"),
@@ -203,7 +217,14 @@ def test_open_names_every_file_and_counts_the_rest(write: Write) -> None:
 
 
 def test_skip_invalid_leaves_bad_lines_out_and_writes_them_with_reasons(write: Write, tmp_path: Path) -> None:
-    lines = [GOOD, '{"prompt": 1, "x": 2}', GOOD, b'{"prompt": "\xff"}'.decode("latin-1"), {"prompt": "q", "response": "r"}, GOOD]
+    lines = [
+        GOOD,
+        '{"prompt": 1, "x": 2}',
+        GOOD,
+        b'{"prompt": "\xff"}'.decode("latin-1"),
+        {"prompt": "q", "response": "r"},
+        GOOD,
+    ]
     path = write(lines)
     rejected = tmp_path / "run" / "rejected.jsonl"
     prompts = open_prompts(path, skip_invalid=True, rejected=rejected)

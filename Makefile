@@ -1,0 +1,50 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything else here serves them.
+# `make setup ACCELERATOR=gpu` installs the CUDA set instead; PYTHON names the interpreter that makes .venv.
+
+PYTHON ?= python3
+ACCELERATOR ?=
+BIN := .venv/bin
+
+# Two cores is the machine that the suite is made for: two threads at most for each process.
+export OMP_NUM_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-quick lint format bench requirements clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup:  ## makes .venv with everything; under a second where nothing changed
+	@$(PYTHON) deploy/install.py $(if $(ACCELERATOR),--accelerator $(ACCELERATOR))
+
+demo: setup  ## trains the demo: GRPO on the bundled prompts, on the CPU, in under five minutes
+	@$(BIN)/rlhf demo
+
+test: setup  ## the whole suite: the quick part, then the part that starts engines
+	@$(BIN)/pytest
+
+test-quick: setup  ## the part of the suite without engines
+	@$(BIN)/pytest -m "not integration and not gpu"
+
+lint: setup  ## formatting, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy deploy/install.py
+	$(BIN)/lint-imports --no-logo
+
+format: setup  ## formats the code and mends what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup  ## runs every benchmark (benchmarks/*.py), or one: make bench BENCH=name
+	@found=0; for script in benchmarks/$(or $(BENCH),[a-z]*).py; do \
+	  if [ -f "$$script" ]; then found=1; echo "== $$script"; $(BIN)/python "$$script" || exit 1; fi; \
+	done; if [ $$found = 0 ]; then echo "no benchmark benchmarks/$(or $(BENCH),*).py" >&2; exit 1; fi
+
+requirements: setup  ## compiles deploy/requirements/{cpu,gpu}.txt anew from pyproject.toml
+	@$(PYTHON) deploy/install.py --requirements
+
+clean:  ## removes the environment and every cache, never the runs
+	rm -rf .venv .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,220 @@
+"""Rewards that a model gives: sequence classification with one label, batched by tokens over all waiting groups.
+
+It knows torch and transformers; Ray Serve sees only `ModelReplica`. A chat's score does not depend on what it was
+batched with: chats are padded to a multiple of `BUCKET` tokens and batched only with those of the same padded length
+(on the CPU the same to the last bit, so that a resumed run sees the same rewards).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from actors.reward_answers import Answer, RewardError, unscored
+from actors.reward_config import ModelReward
+from trainers.errors import Problem, UserError
+from trainers.types import Prompt
+
+BUCKET = 32
+
+Encoded: TypeAlias = "list[int] | Answer"  # a chat's tokens, or why it has no score
+
+
+class RewardModel:
+    """The model and its tokenizer.
+
+    Raises:
+        UserError: no such model, not one label, no safetensors, weights missing in the checkpoint.
+    """
+
+    def __init__(self, config: ModelReward) -> None:
+        self._config = config
+        self._device = torch.device("cuda" if config.gpus else "cpu")
+        self._tokenizer, self._model = _load(config)
+        self._model.to(self._device).eval()
+        self._positions: int = getattr(
+            self._model.config.get_text_config(), "max_position_embeddings", config.max_tokens
+        )
+        self._longest = min(config.max_tokens, self._positions)
+
+    def encode(self, prompt: Prompt, completion: str) -> Encoded:
+        """The whole chat by the model's own template; without one, prompt and completion as one text."""
+        if self._tokenizer.chat_template:
+            chat = [*prompt.messages, {"role": "assistant", "content": completion}]
+            try:
+                text = self._tokenizer.apply_chat_template(chat, tokenize=False)
+            except Exception as error:  # noqa: BLE001 — the boundary to the model's template, a program; reported
+                return self._refused(prompt, f"has a chat template that refuses this chat: {error}")
+            tokens = self._tokenizer(text, add_special_tokens=False).input_ids
+        elif len(prompt.messages) == 1 and prompt.messages[0]["role"] == "user":
+            tokens = self._tokenizer(prompt.messages[0]["content"] + completion).input_ids
+        else:
+            roles = ", ".join(message["role"] for message in prompt.messages)
+            return self._refused(prompt, f"has no chat template, so it cannot judge a chat with the turns {roles}")
+        if not tokens:
+            return self._refused(prompt, "has no token for this chat")
+        if len(tokens) > self._longest:
+            return self._refused(prompt, f"judges at most {self._longest} tokens, and this chat has {len(tokens)}")
+        return list(tokens)
+
+    def score(self, chats: Sequence[Sequence[int]]) -> list[float]:
+        """One score for each chat; micro-batches of one padded length within the token budget."""
+        by_length: defaultdict[int, list[int]] = defaultdict(list)
+        for index, chat in enumerate(chats):
+            by_length[min(-(-len(chat) // BUCKET) * BUCKET, self._positions)].append(index)
+        scores = [0.0] * len(chats)
+        for length, indices in sorted(by_length.items()):
+            size = max(self._config.max_batch_tokens // length, 1)
+            for start in range(0, len(indices), size):
+                batch = indices[start : start + size]
+                for index, score in zip(batch, self._forward([chats[i] for i in batch], length), strict=True):
+                    scores[index] = score
+        return scores
+
+    def _forward(self, chats: Sequence[Sequence[int]], length: int) -> list[float]:
+        """Padded on the right. Decoders score the last token that is not `pad_token_id`: where the checkpoint names
+        none, the last token of all, so padding gets an id that no chat here ends with."""
+        text_config = self._model.config.get_text_config()
+        pad = named = text_config.pad_token_id
+        if named is None or named < 0:
+            ends = {chat[-1] for chat in chats}
+            pad = next(token for token in range(len(ends) + 1) if token not in ends)
+        tokens = torch.full((len(chats), length), pad, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for row, chat in enumerate(chats):
+            tokens[row, : len(chat)] = torch.tensor(chat)
+            mask[row, : len(chat)] = 1
+        text_config.pad_token_id = pad
+        try:
+            with torch.inference_mode():
+                output = self._model(input_ids=tokens.to(self._device), attention_mask=mask.to(self._device))
+        finally:
+            text_config.pad_token_id = named
+        logits: Tensor = output.logits
+        scores: list[float] = logits[:, 0].float().tolist()
+        return scores
+
+    def _refused(self, prompt: Prompt, why: str) -> Answer:
+        return Answer(None, f"{prompt.source}:{prompt.line}: the reward model {self._config.model} {why}")
+
+
+def _load(config: ModelReward) -> tuple[Any, Any]:
+    """Tokenizer and model; nothing of the checkpoint is run as code, and no weight is made up."""
+    where, name = "rewards", config.model
+    try:
+        labels = AutoConfig.from_pretrained(name, trust_remote_code=False).num_labels
+        if labels != 1:
+            raise UserError([Problem(where, f"{name}: has {labels} labels; a reward model has exactly one")])
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            dtype=getattr(torch, config.dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError([Problem(where, f"{name}: cannot be loaded as a reward model: {error}")]) from error
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        listed = ", ".join(missing[:3]) + more
+        raise UserError([Problem(where, f"{name}: the checkpoint lacks {listed}; it is no trained reward model")])
+    return tokenizer, model
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A group that waits for its scores."""
+
+    chats: list[list[int]]
+    scores: asyncio.Future[list[float]]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(chat) for chat in self.chats)
+
+
+class ModelReplica:
+    """The model as a Ray Serve deployment: while one batch is scored, the next one gathers."""
+
+    def __init__(self, config: ModelReward) -> None:
+        self._config = config
+        torch.set_num_threads(config.threads or (1 if config.gpus else max((os.cpu_count() or 2) // 2, 1)))
+        self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._worker: asyncio.Task[None] | None = None
+        self._wrong: str | None = None
+        try:
+            self._model: RewardModel | None = RewardModel(config)
+        except UserError as error:  # told by `check`; raised here, Serve would only try again
+            self._model, self._wrong = None, error.problems[0].message
+
+    async def check(self) -> str | None:
+        """What is wrong with the model, if anything."""
+        return self._wrong
+
+    def check_health(self) -> None:
+        """For Serve, which starts a replica anew whose batching has died."""
+        if self._worker is not None and self._worker.done():
+            raise RuntimeError(f"batching has ended: {self._worker}")
+
+    async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[Answer]:
+        """An answer for each completion."""
+        if self._model is None:
+            return unscored(str(self._wrong), len(completions))
+        encoded = [self._model.encode(prompt, completion) for completion in completions]
+        waiting = _Waiting([e for e in encoded if isinstance(e, list)], asyncio.get_running_loop().create_future())
+        if waiting.chats:
+            self._queue.put_nowait(waiting)
+            self._worker = self._worker or asyncio.create_task(self._run(self._model))
+            try:
+                scores = iter(await waiting.scores)
+            except RewardError as error:
+                return unscored(str(error), len(completions))
+        return [e if isinstance(e, Answer) else Answer(next(scores)) for e in encoded]
+
+    async def _run(self, model: RewardModel) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            groups = [group for group in await self._gather() if not group.scores.done()]  # done: the caller left
+            chats = [chat for group in groups for chat in group.chats]
+            try:
+                scores = await loop.run_in_executor(self._thread, model.score, chats)
+            except (RuntimeError, ValueError, IndexError) as error:  # out of memory, a token that the model lacks
+                for group in groups:
+                    if not group.scores.done():
+                        group.scores.set_exception(RewardError(f"{self._config.model}: {error}"))
+                continue
+            rest = iter(scores)
+            for group in groups:
+                own = [next(rest) for _ in group.chats]
+                if not group.scores.done():
+                    group.scores.set_result(own)
+
+    async def _gather(self) -> list[_Waiting]:
+        """Groups up to the token budget: what waits already, and what comes within the waiting time."""
+        groups = [await self._queue.get()]
+        tokens = groups[0].tokens
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.max_wait_ms / 1000
+        while tokens < self._config.max_batch_tokens:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    group = await self._queue.get()
+            except TimeoutError:
+                break
+            groups.append(group)
+            tokens += group.tokens
+        return groups

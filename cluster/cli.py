@@ -1,0 +1,211 @@
+"""The command line, `rlhf`: it reads arguments, calls one function a command and gives its exit code.
+
+It knows typer; everything heavier is imported by the command that needs it, so that `--help` answers at once.
+Exit codes: 0 done, 1 failed, 2 bad input or config, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from trainers.errors import Problem, UserError
+
+
+class _Group(TyperGroup):
+    """Prints what a user can mend as a list, without a traceback, and exits with 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            print_problems(error.problems)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    name="rlhf",
+    cls=_Group,
+    help="Online RLHF on a Ray cluster: vLLM writes, a reward service judges, DeepSpeed learns.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would double the time of --help
+)
+data_app = typer.Typer(no_args_is_help=True, help="Prompts files.")
+runs_app = typer.Typer(no_args_is_help=True, help="The runs under a root.")
+app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", show_default=False, help="The run's config.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", show_default=False, help="Values to change in it.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Root = Annotated[Path, typer.Option(help="Folder of all runs' directories.")]
+
+
+def print_problems(problems: tuple[Problem, ...]) -> None:
+    """Each problem as one line on standard error."""
+    for problem in problems:
+        typer.echo(f"{problem.where}: {problem.message}", err=True)
+    typer.echo(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found", err=True)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_table(table: Any) -> None:
+    from rich.console import Console
+
+    terminal = Console()
+    (terminal if terminal.is_terminal else Console(width=160)).print(table)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"rlhf {version('rlhf-online')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str, typer.Option(metavar="auto|never|DIR", help="The newest checkpoint, none, or this run's directory.")
+    ] = "auto",
+) -> None:
+    """Train, on the cluster at RAY_ADDRESS or else on this machine."""
+    from cluster.config import load_config
+
+    run = load_config(config, overrides or [])
+    from cluster.plan import find_problems
+
+    problems = find_problems(run)
+    if resume not in ("auto", "never") and not Path(resume).is_dir():
+        problems = [Problem("--resume", f"no such folder: {resume}; give auto, never or a run's directory"), *problems]
+    if problems:
+        raise UserError(problems)
+    from cluster import launch
+
+    raise typer.Exit(launch.train(run, resume=resume).exit_code)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    gpus: Annotated[
+        bool | None, typer.Option("--gpus/--cpus", show_default=False, help="Plan for them, not as this machine is.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Explain a run before anything starts: config, batches, roles, memory, every problem. Needs no GPU."""
+    from cluster.config import load_config, problems_as_json
+
+    try:
+        run = load_config(config, overrides or [])
+    except UserError as error:
+        if as_json:
+            _print_json({"problems": problems_as_json(error.problems)})
+        raise
+    from cluster.plan import as_json as plan_as_json
+    from cluster.plan import make_plan, render
+
+    made = make_plan(run, gpus=gpus)
+    if as_json:
+        _print_json(plan_as_json(made))
+    else:
+        _print_table(render(made))
+    if made.problems:
+        raise typer.Exit(2)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a trained model or of a PEFT adapter.")],
+    base: Annotated[str | None, typer.Option(help="A model to answer beside it.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Answer this once, and end.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system turn.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 = always the likeliest token.")] = 1.0,
+) -> None:
+    """Try a trained model, beside its base."""
+    from cluster.chat import ChatOptions, run_chat
+
+    options = ChatOptions(max_tokens=max_tokens, temperature=temperature, system=system)
+    raise typer.Exit(run_chat(model, base=base, prompt=prompt, options=options))
+
+
+@app.command()
+def demo(root: Root = Path("runs")) -> None:
+    """Make a tiny policy and reward model and train with them: minutes on two cores."""
+    from cluster.demo import run_demo
+
+    raise typer.Exit(run_demo(root))
+
+
+@data_app.command("check")
+def data_check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", show_default=False, help="Prompts files.")],
+    model: Annotated[str | None, typer.Option(help="Tokenise with this model: lengths, chat template.")] = None,
+    strip_responses: Annotated[bool, typer.Option(help="Use the prompts of files that hold responses.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what format prompts files have and what is wrong with them, by line. Exits with 0 if all are ready."""
+    from cluster.data_check import data_check as check
+
+    raise typer.Exit(check(files, model=model, strip_responses=strip_responses, as_json=as_json))
+
+
+@runs_app.command("list")
+def runs_list(root: Root = Path("runs"), as_json: AsJson = False) -> None:
+    """Every run under the root."""
+    from cluster.runs import list_runs
+
+    runs = list_runs(root)
+    if as_json:
+        _print_json({"runs": [run.as_json() for run in runs]})
+        return
+    from cluster.cli_runs import runs_table
+
+    _print_table(runs_table(runs) if runs else f"no runs in {root} yet")
+
+
+@runs_app.command("show")
+def runs_show(
+    run_id: Annotated[str, typer.Argument(metavar="ID", show_default=False, help="The run's id, or its beginning.")],
+    root: Root = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """One run: state, last metrics, checkpoints, the error it ended with."""
+    from cluster.runs import details, find_run
+
+    found = details(find_run(root, run_id))
+    if as_json:
+        _print_json(found.as_json())
+        return
+    from cluster.cli_runs import run_table
+
+    _print_table(run_table(found))
+
+
+def main() -> None:
+    """The console script."""
+    app()

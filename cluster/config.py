@@ -1,0 +1,360 @@
+"""The whole config of a run: every layer's sections composed, read from YAML, checked as one.
+
+It knows pydantic and the layers' config modules, no engine: importing it loads no torch and no ray.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from actors.config import GeneratorConfig, LearnerConfig, Placement, PolicyConfig, SyncConfig
+from actors.reward_config import RewardConfig
+from cluster.overrides import Tree, apply_overrides, read_yaml
+from cluster.schema import Node, Schema
+from trainers.algorithms.config import AlgorithmConfig
+from trainers.config import Config, SamplingConfig, TrainConfig
+from trainers.data.config import DataConfig
+from trainers.errors import Problem, UserError
+
+
+class CheckpointConfig(Config):
+    """What is kept to resume from."""
+
+    every: int = Field(default=20, ge=0)
+    """Steps between checkpoints; 0 = only at the end and on interruption."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept."""
+
+
+class EvalConfig(Config):
+    """Measuring on held-out prompts; without `data.eval_prompts` there is none."""
+
+    every: int = Field(default=10, ge=0)
+    """Steps between evaluations, besides those before the first step and after the last; 0 = only these."""
+    n: int = Field(default=4, ge=1)
+    """Completions for each prompt, sampled as in training."""
+    max_prompts: int | None = Field(default=None, ge=1)
+    """Use only so many of the prompts, the first ones; null = all."""
+
+
+class LoggingConfig(Config):
+    """What is written beside `metrics.jsonl`."""
+
+    tensorboard: bool = True
+    """Write the metrics for TensorBoard too."""
+    samples_every: int = Field(default=1, ge=0)
+    """Steps between Parquet files that hold every sample of a step; 0 = none."""
+
+
+class TimeoutsConfig(Config):
+    """Deadlines: a phase that takes longer ends the run with the phase's name, instead of a hang."""
+
+    start_s: float = Field(default=1800, gt=0)
+    """Seconds for all roles to start, model loading included."""
+    generate_s: float = Field(default=1800, gt=0)
+    """Seconds for the completions of one prompt, the wait for an engine included."""
+    reward_s: float = Field(default=1800, gt=0)
+    """Seconds for the scores of one prompt's completions by all rewards, their tries and waits included."""
+    update_s: float = Field(default=3600, gt=0)
+    """Seconds for the log-probabilities of one step, and again for its updates."""
+    sync_s: float = Field(default=600, gt=0)
+    """Seconds for the new weights to reach every generator and be proved."""
+    save_s: float = Field(default=1800, gt=0)
+    """Seconds to write or read a checkpoint or the model."""
+
+
+class RunConfig(Config):
+    """A run, whole."""
+
+    name: str = Field(default="run", max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """What the run is called; the run's id begins with it."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides everything that is drawn: order of prompts, sampling, dropout."""
+    root: str = Field(default="runs", min_length=1)
+    """Folder of all runs' directories; a relative one counts from where the command is run."""
+    policy: PolicyConfig
+    """The model that is trained."""
+    data: DataConfig
+    """The prompts."""
+    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    """What judges the completions; the weighted sum of all is trained on."""
+    algorithm: AlgorithmConfig
+    """How the policy learns from the scores."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How completions are drawn."""
+    train: TrainConfig = TrainConfig()
+    """Steps, batches, optimizer."""
+    generators: GeneratorConfig = GeneratorConfig()
+    """The engines that write completions."""
+    learners: LearnerConfig = LearnerConfig()
+    """The ranks that train."""
+    placement: Placement = "split"
+    """Generators and learners on GPUs of their own, or in turn on the same ones."""
+    sync: SyncConfig = SyncConfig()
+    """How weights get from learners to generators, and the proof of it."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """What is kept to resume from."""
+    eval: EvalConfig = EvalConfig()
+    """Measuring on held-out prompts."""
+    logging: LoggingConfig = LoggingConfig()
+    """What is written beside metrics.jsonl."""
+    timeouts: TimeoutsConfig = TimeoutsConfig()
+    """Deadlines of the phases."""
+
+
+REFUSED_SAMPLING = (
+    "top_p",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+"""Sampling options of other systems that are refused with the reason, not only as unknown."""
+
+FILES = ("data.prompts", "data.eval_prompts")
+MODELS = ("policy.model", "rewards.*.model")
+FUNCTIONS = ("rewards.*.path",)
+"""Keys that hold paths: of files; of model folders unless a hub id; of functions, `file.py:name`."""
+
+
+@cache
+def run_schema() -> Schema:
+    """The schema of RunConfig."""
+    return Schema(RunConfig.model_json_schema())
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config that a YAML file and `key.path=value` overrides make; UserError carries every problem.
+
+    Relative paths in the file count from the file's folder, those in overrides from the working directory.
+    """
+    file = Path(path)
+    tree = resolve_paths(_read_tree(file), file.parent)
+    return parse_config(resolve_paths(apply_overrides(tree, overrides), Path.cwd()))
+
+
+def _read_tree(file: Path) -> Tree:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError([Problem(str(file), "no such file; give the path of a config file")]) from None
+    except IsADirectoryError:
+        raise UserError([Problem(str(file), "is a folder; give the path of a config file in it")]) from None
+    except UnicodeDecodeError as error:
+        raise UserError([Problem(str(file), f"is no UTF-8 text (byte {error.start}); save it as UTF-8")]) from None
+    except OSError as error:
+        raise UserError([Problem(str(file), f"cannot be read: {error.strerror}")]) from None
+    tree = read_yaml(text, source=str(file))
+    if not isinstance(tree, dict):
+        found = "is empty" if tree is None else f"holds {_found(tree)}"
+        raise UserError([Problem(str(file), f"{found}; expected the sections policy, data, rewards, algorithm, …")])
+    return tree
+
+
+def resolve_paths(tree: Mapping[str, Any], base: Path) -> Tree:
+    """The tree with its relative paths made absolute from `base`.
+
+    A model is a path where it exists, where it is written as one (./, ../, ~/), or where it can be no hub id (more than
+    one slash, or its first folder exists); else it stays, as the id of a model on the hub.
+    """
+
+    def file(value: str) -> str:
+        return value if value == "-" or "://" in value else os.path.abspath(base / Path(value).expanduser())
+
+    def model(value: str) -> str:
+        written = value.startswith((".", "~")) or value.count("/") > 1
+        there = (base / value).exists() or ("/" in value and (base / value).parent.is_dir())
+        return file(value) if written or there else value
+
+    def function(value: str) -> str:
+        path, colon, name = value.rpartition(":")
+        return f"{file(path)}:{name}" if colon and path else value
+
+    new = dict(tree)
+    for patterns, change in ((FILES, file), (MODELS, model), (FUNCTIONS, function)):
+        for pattern in patterns:
+            new = _changed(new, pattern.split("."), change)
+    return new
+
+
+def _changed(node: Any, keys: Sequence[str], change: Any) -> Any:
+    """`node` with `change` applied to the non-empty strings at a pattern; anything of another shape stays."""
+    if not keys:
+        if isinstance(node, list):
+            return [_changed(item, keys, change) for item in node]
+        return change(node) if isinstance(node, str) and node else node
+    if keys[0] == "*":
+        return [_changed(item, keys[1:], change) for item in node] if isinstance(node, list) else node
+    if isinstance(node, Mapping) and keys[0] in node:
+        return {**node, keys[0]: _changed(node[keys[0]], keys[1:], change)}
+    return node
+
+
+def parse_config(tree: Mapping[str, Any]) -> RunConfig:
+    """The config that a tree of plain values (from YAML or JSON) means; UserError carries every problem.
+
+    Strict: "5" and true are no integers; a list may stand for a tuple and an integer for a float.
+    """
+    problems = [Problem(path, f"expected a finite number, found {value}") for path, value in _not_finite(tree, "")]
+    try:
+        config = RunConfig.model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        known = {problem.where for problem in problems}
+        raise UserError([*problems, *(p for p in _problems(error) if p.where not in known)]) from None
+    if problems:
+        raise UserError(problems)
+    return config
+
+
+def _not_finite(node: Any, path: str) -> Iterator[tuple[str, float]]:
+    children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        yield from _not_finite(child, f"{path}.{key}" if path else str(key))
+    if isinstance(node, float) and not math.isfinite(node):
+        yield path, node
+
+
+def _problems(error: ValidationError) -> list[Problem]:
+    """One problem for each place, in words, in the order of the schema."""
+    found: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        where, node = run_schema().locate(item["loc"])
+        if item["type"] == "too_short" and item["input"]:
+            continue  # its elements are wrong, and have problems of their own
+        if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            found.setdefault(f"{where}.type", _wrong_tag(item, node))
+        elif item["type"] == "extra_forbidden":
+            found.setdefault(where, _unknown_key(where))
+        elif item["type"] == "value_error":
+            found.setdefault(where, item["msg"].removeprefix("Value error, "))
+        else:
+            found.setdefault(where, _wrong_value(item, where, node))
+    return [Problem(where, message) for where, message in found.items()]
+
+
+def _unknown_key(where: str) -> str:
+    word = where.rpartition(".")[2]
+    if word in REFUSED_SAMPLING:
+        return (
+            f"{word} is refused: the generator would sample from another distribution than the one whose "
+            "log-probabilities the trainer computes, and every update would be biased; use sampling.temperature"
+        )
+    nearest = run_schema().nearest(where)
+    return f"unknown key; did you mean {' or '.join(nearest)}?" if nearest else "unknown key; `rlhf plan` lists all"
+
+
+def _wrong_tag(item: Any, node: Node | None) -> str:
+    tags = ", ".join(run_schema().alternatives(node or {}))
+    given = item["input"].get("type") if isinstance(item["input"], dict) else None
+    return (
+        f"required, but missing; expected one of {tags}"
+        if given is None
+        else f"expected one of {tags}, found {_found(given)}"
+    )
+
+
+def _wrong_value(item: Any, where: str, node: Node | None) -> str:
+    expected = run_schema().describe(node) if node is not None else item["msg"]
+    if item["type"] == "missing" and where.rpartition(".")[2] == item["loc"][-1]:
+        return f"required, but missing; expected {expected}"
+    if item["type"] == "string_pattern_mismatch":
+        allowed = "letters, digits, '.', '_' and '-', a letter or digit first"
+        return f"expected {allowed}, found {_found(item['input'])}"
+    if item["type"] in ("too_short", "string_too_short"):
+        return f"is empty; expected {expected}"
+    return f"expected {expected}, found {_found(item['input'])}"
+
+
+def _found(value: Any) -> str:
+    """A value as a user would name it."""
+    if isinstance(value, Mapping):
+        return f"a section ({', '.join(map(str, value))})" if value else "an empty section"
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    kind = "the text " if isinstance(value, str) else "the list " if isinstance(value, list) else ""
+    text = json.dumps(value, ensure_ascii=False)
+    return f"{kind}{text[:60]}{'…' if len(text) > 60 else ''}"
+
+
+def problems_as_json(problems: Iterable[Problem]) -> list[dict[str, str]]:
+    """As the HTTP API's error details have them."""
+    return [{"path": problem.where, "message": problem.message} for problem in problems]
+
+
+def cross_checks(config: RunConfig) -> list[Problem]:
+    """What is wrong between keys that are each right by themselves."""
+    return [*_batch_problems(config), *_engine_problems(config)]
+
+
+def _batch_problems(config: RunConfig) -> Iterator[Problem]:
+    train, n = config.train, config.sampling.n
+    samples = train.prompts_per_step * n
+    if samples < config.learners.workers:
+        yield Problem(
+            "learners.workers",
+            f"{config.learners.workers} ranks, but a step has only {samples} samples (train.prompts_per_step × "
+            "sampling.n); use fewer ranks or more samples",
+        )
+    if train.updates_per_step > samples:
+        yield Problem(
+            "train.updates_per_step",
+            f"{train.updates_per_step} updates cannot be cut from {samples} samples (train.prompts_per_step × "
+            "sampling.n)",
+        )
+    updates = train.steps * train.updates_per_step * train.epochs_per_step
+    if train.warmup_steps > updates:
+        yield Problem(
+            "train.warmup_steps",
+            f"the warm-up of {train.warmup_steps} optimizer steps is longer than the run, which has {updates}",
+        )
+    if n == 1:
+        yield Problem(
+            "sampling.n",
+            "with one completion a prompt every advantage is 0, since completions are compared within "
+            "their group; use at least 2 (8 is usual)",
+        )
+    prompts = config.data.prompts
+    if "-" in ([prompts] if isinstance(prompts, str) else prompts):
+        yield Problem("data.prompts", "standard input cannot be trained on, as it is read once; give a file")
+    if all(reward.weight == 0 for reward in config.rewards):
+        yield Problem("rewards", "every weight is 0, so there is nothing to learn from; give one reward a weight")
+
+
+def _engine_problems(config: RunConfig) -> Iterator[Problem]:
+    learners, generators = config.learners, config.generators
+    longest = config.data.max_prompt_tokens + config.sampling.max_tokens
+    if generators.max_model_len is not None and generators.max_model_len < longest:
+        yield Problem(
+            "generators.max_model_len",
+            f"{generators.max_model_len} is less than data.max_prompt_tokens + sampling.max_tokens = "
+            f"{config.data.max_prompt_tokens} + {config.sampling.max_tokens} = {longest}; raise it or leave it out",
+        )
+    if learners.offload == "all" and learners.zero_stage != 3:
+        yield Problem("learners.offload", "all needs learners.zero_stage: 3; use optimizer with stages 1 and 2")
+    if learners.offload == "optimizer" and learners.zero_stage == 0:
+        yield Problem("learners.offload", "optimizer needs learners.zero_stage 1, 2 or 3")
+    transport = config.sync.transport
+    if transport == "nccl" and config.placement == "colocated":
+        yield Problem("sync.transport", "nccl cannot connect two processes on one GPU; use ipc or auto")
+    if transport == "ipc" and config.placement == "split":
+        yield Problem("sync.transport", "ipc works only on the same GPU (placement: colocated); use nccl or auto")
+    if config.placement == "colocated" and generators.tensor_parallel > 1:
+        yield Problem("generators.tensor_parallel", "a colocated engine has one GPU; use 1, or placement: split")
+    elif config.placement == "colocated" and generators.replicas > learners.workers:
+        yield Problem(
+            "generators.replicas",
+            f"colocated, each engine shares the GPU of one rank, but there are {generators.replicas} engines and "
+            f"{learners.workers} ranks (learners.workers); use fewer engines, more ranks, or placement: split",
+        )

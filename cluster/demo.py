@@ -1,0 +1,134 @@
+"""The demo: tiny models made from code and a seed, then GRPO on them, then what became of it.
+
+It makes what `examples/arithmetic/grpo.yaml` names and runs that file as `rlhf train` would.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from cluster.config import load_config
+from cluster.launch import DONE, Outcome, train
+from cluster.plan import find_problems
+from cluster.recorder import read_metrics
+from cluster.run_directory import RunDirectory
+from trainers.arithmetic import write_prompts
+from trainers.errors import Problem, UserError
+from trainers.tiny_models import make_policy, make_reward_model
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "arithmetic" / "grpo.yaml"
+MODELS = EXAMPLE.parent.parent.parent / ".cache" / "demo"
+_SHOWN_PROMPTS = 4
+_PROMPTS, _HELD_OUT = 4000, 64
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds by part, in order."""
+
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        began = monotonic()
+        yield
+        self.parts[name] = self.parts.get(name, 0.0) + monotonic() - began
+
+
+def run_demo(root: Path, *, prepare_only: bool = False, console: Console | None = None) -> int:
+    """Make what is missing, train, and show what changed; an exit code."""
+    console = console or Console()
+    watch = Stopwatch()
+    if not EXAMPLE.exists():
+        raise UserError([Problem(str(EXAMPLE), "not found; the demo runs from a checkout of the project")])
+    prepare(console, watch)
+    if prepare_only:
+        console.print(f"models and prompts are in {MODELS}", highlight=False)
+        return DONE
+    config = load_config(EXAMPLE, [f"root={root.resolve()}"])
+    if problems := find_problems(config):
+        raise UserError(problems)
+    with watch.part("train"):
+        outcome = train(config, resume="never", console=console)
+    if outcome.exit_code == DONE:
+        report(outcome, watch, console)
+    return outcome.exit_code
+
+
+def prepare(console: Console, watch: Stopwatch) -> None:
+    """Make policy, reward model and prompts, each only if it is not there."""
+    MODELS.mkdir(parents=True, exist_ok=True)
+    with Progress(console=console) as bar:
+        for name, make in (("policy", make_policy), ("reward", make_reward_model)):
+            if (MODELS / name / "config.json").exists():
+                continue
+            task = bar.add_task(f"making the {name} model" if name == "reward" else "instruction-tuning the policy")
+            partial = MODELS / f".{name}.partial"
+            with watch.part(f"make {name}"):
+                make(partial, progress=lambda done, total, task=task: bar.update(task, completed=done, total=total))
+            partial.rename(MODELS / name)
+    write_prompts(MODELS / "prompts.jsonl", _PROMPTS, seed=0)
+    write_prompts(MODELS / "held_out.jsonl", _HELD_OUT, seed=0, held_out=True)
+
+
+def report(outcome: Outcome, watch: Stopwatch, console: Console) -> None:
+    """Before and after, some answers, where the time went, and where everything lies."""
+    metrics = read_metrics(outcome.run.metrics)
+    evaluations = [m for m in metrics if "eval/correct" in m]
+    console.print(_scores(evaluations[0], evaluations[-1]))
+    console.print(_answers(outcome.run, int(evaluations[-1]["step"])))
+    console.print(_times(outcome, watch, metrics))
+    console.print(f"trained model  {outcome.run.model}\nrun directory  {outcome.run.path}", highlight=False)
+    console.print(f"try it: rlhf chat {outcome.run.model} --base {MODELS / 'policy'}", highlight=False)
+
+
+def _scores(before: dict[str, Any], after: dict[str, Any]) -> Table:
+    table = Table("held-out prompts, sampled at temperature 1", "before", "after", title="What was learned")
+    for name, key in (("reward (model)", "eval/reward_mean"), ("accuracy (rule, watched)", "eval/correct")):
+        table.add_row(name, f"{before[key]:.3f}", f"{after[key]:.3f}")
+    return table
+
+
+def _answers(run: RunDirectory, last: int) -> Table:
+    table = Table("prompt", "answers before", "answers after", title="Some answers")
+    before, after = (_by_prompt(run.rollouts / f"eval-{step:06d}.parquet") for step in (0, last))
+    for prompt in islice(before, _SHOWN_PROMPTS):
+        table.add_row(prompt, "  ".join(before[prompt]), "  ".join(after[prompt]))
+    return table
+
+
+def _by_prompt(file: Path) -> dict[str, list[str]]:
+    answers: dict[str, list[str]] = {}
+    for row in pq.read_table(file, columns=["prompt", "completion"]).to_pylist():
+        answers.setdefault(json.loads(row["prompt"])[-1]["content"], []).append(row["completion"].strip())
+    return answers
+
+
+def _times(outcome: Outcome, watch: Stopwatch, metrics: list[dict[str, Any]]) -> Table:
+    """Seconds by part; scoring is told apart from generating by each step's own clock."""
+    scoring = sum(m.get("time/reward_s", 0.0) for m in metrics)
+    phases = dict(outcome.seconds)
+    phases["generate"] = phases.get("generate", 0.0) - scoring
+    phases["score"] = scoring
+    made = {name: seconds for name, seconds in watch.parts.items() if name.startswith("make")}
+    table = Table("part", "seconds", "process", "peak MiB", title="Where time and memory went")
+    rows = list((made | phases).items())
+    memory = list(outcome.peak_memory.items())
+    for i in range(max(len(rows), len(memory))):
+        part = (rows[i][0], f"{rows[i][1]:.1f}") if i < len(rows) else ("", "")
+        process = (memory[i][0], f"{memory[i][1] / 2**20:.0f}") if i < len(memory) else ("", "")
+        table.add_row(*part, *process)
+    return table

@@ -1,0 +1,73 @@
+"""Groups: one prompt written by the generators and scored by the reward service. Failed scores are counted here.
+
+It sees the roles through `actors/protocols.py` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from time import monotonic
+from typing import Protocol
+
+import numpy as np
+
+from actors.messages import GroupScores, ScoreRequest
+from actors.protocols import Roles
+from cluster.config import RunConfig
+from trainers.seeds import derive_seed
+from trainers.types import Prompt, Rollout, TokenPrompt
+
+
+class RewardsFailedError(RuntimeError):
+    """Too many scores of a step could not be had."""
+
+
+class Encoder(Protocol):
+    """The chat template and tokenizer."""
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, ready for the model to answer."""
+        ...
+
+
+class GroupProducer:
+    """Writes and scores groups; remembers when the last was written, and what could not be scored."""
+
+    def __init__(self, config: RunConfig, roles: Roles, encoder: Encoder) -> None:
+        self._config = config
+        self._roles = roles
+        self._encoder = encoder
+        self._causes: list[str] = []
+        self.written_at = 0.0  # monotonic time of the latest completion
+
+    async def produce(self, id: str, prompt: Prompt, *, n: int) -> Rollout:
+        """One group of `n`; its draws depend on the run's seed and `id` alone."""
+        tokens = np.asarray(self._encoder.encode(prompt), dtype=np.int32)
+        token_prompt = TokenPrompt(id=id, prompt=prompt, tokens=tokens)
+        seeds = [derive_seed(self._config.seed, "sample", id, i) for i in range(n)]
+        completions = await self._roles.generators.generate(token_prompt, self._config.sampling, seeds)
+        self.written_at = monotonic()
+        scores = await self._score(ScoreRequest(prompt=prompt, completions=tuple(c.text for c in completions)))
+        self._causes += [f"{failure.name}: {failure.cause}" for failure in scores.failures]
+        return Rollout(prompt=token_prompt, completions=completions, rewards=scores.rewards, reward=scores.reward)
+
+    def refuse_failed(self, rollouts: Sequence[Rollout], *, step: int) -> None:
+        """Raise `RewardsFailedError` with the first cause where more of a step failed than is allowed."""
+        causes, self._causes = self._causes, []
+        total = sum(len(r.reward) for r in rollouts)
+        failed = sum(reward is None for r in rollouts for reward in r.reward)
+        allowed = self._config.train.max_failed_fraction
+        if failed == total or failed > allowed * total:
+            raise RewardsFailedError(
+                f"{failed} of {total} samples of step {step} could not be scored (allowed: {allowed:.0%} of a step, "
+                f"train.max_failed_fraction); first cause: {causes[0] if causes else 'unknown'}"
+            )
+
+    async def _score(self, request: ScoreRequest) -> GroupScores:
+        deadline = self._config.timeouts.reward_s
+        try:
+            return await asyncio.wait_for(self._roles.scorer.score(request), deadline)
+        except TimeoutError:
+            message = f"the reward service gave no answer within {deadline:.0f} s (timeouts.reward_s)"
+            raise RewardsFailedError(message) from None

@@ -1,0 +1,246 @@
+"""`rlhf plan`: what a run will do, in words and numbers, and everything that is wrong with it, before it starts.
+
+It reads files (prompts, the models' configs and tokenizers) and starts nothing; what needs transformers is imported
+when a plan is made.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from actors.reward_checks import validate_rewards
+from actors.reward_config import FunctionReward, ModelReward
+from cluster.config import RunConfig, cross_checks, problems_as_json
+from cluster.plan_memory import GIB, MemoryEstimate, generator_memory, learner_memory, max_model_len
+from cluster.plan_models import ModelInfo, read_model
+from trainers.errors import Problem, UserError
+
+SCORER_CPUS = 0.1  # what Ray sets aside for a replica of a reward; its threads are set apart
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """Processes of one kind and what each takes."""
+
+    name: str
+    count: int
+    gpus: float  # of each; 0 on the CPU
+    cpus: float  # of each
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run before it starts."""
+
+    config: RunConfig
+    arithmetic: tuple[str, ...]
+    gpus: bool  # planned for GPUs, not CPUs
+    roles: tuple[Role, ...]
+    memory: tuple[MemoryEstimate, ...]  # of one process of each role; empty where the model's size is not known
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Findings:
+    model: ModelInfo | None
+    prompts: int | None
+    problems: list[Problem]
+
+
+def make_plan(config: RunConfig, *, gpus: bool | None = None) -> Plan:
+    """The plan of a run on GPUs or CPUs; None: as this machine is."""
+    found = _inspect(config)
+    on_gpus = _machine_has_gpus() if gpus is None else gpus
+    estimates: list[MemoryEstimate | None] = []
+    if found.model is not None:
+        estimates = [generator_memory(config, found.model, gpus=on_gpus), learner_memory(config, found.model)]
+    return Plan(
+        config=config,
+        arithmetic=tuple(batch_arithmetic(config, prompts=found.prompts)),
+        gpus=on_gpus,
+        roles=tuple(roles(config, gpus=on_gpus)),
+        memory=tuple(estimate for estimate in estimates if estimate is not None),
+        problems=tuple(found.problems),
+    )
+
+
+def find_problems(config: RunConfig) -> list[Problem]:
+    """Everything that can be known to be wrong before a run starts; `rlhf train` refuses it."""
+    return _inspect(config).problems
+
+
+def _machine_has_gpus() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _inspect(config: RunConfig) -> _Findings:
+    problems = cross_checks(config) + validate_rewards(config.rewards, Path.cwd())
+    model = None
+    try:
+        model = read_model(config.policy.model, where="policy.model")
+    except UserError as error:
+        problems += error.problems
+    if model is not None and model.context is not None and model.context < max_model_len(config):
+        problems.append(
+            Problem(
+                "data.max_prompt_tokens",
+                f"with sampling.max_tokens {max_model_len(config)} tokens in all, but the model's context has "
+                f"{model.context}; lower one of them",
+            )
+        )
+    prompts, data_problems = _prompts(config, tokenize=model is not None)
+    return _Findings(model, prompts, problems + data_problems)
+
+
+def _prompts(config: RunConfig, *, tokenize: bool) -> tuple[int | None, list[Problem]]:
+    """Usable prompts to train on, where there are any, and everything wrong with the prompt files."""
+    from trainers.data.chat import ChatEncoder, limit_lengths
+    from trainers.data.reader import open_prompts
+
+    problems: list[Problem] = []
+    encoder, count, data = None, None, config.data
+    if tokenize:
+        try:
+            encoder = ChatEncoder.load(config.policy.model, chat_template=config.policy.chat_template)
+        except UserError as error:
+            problems += error.problems
+    with tempfile.TemporaryDirectory() as folder:
+        for paths in (data.eval_prompts, data.prompts):
+            if paths is None:
+                continue
+            try:
+                prompts = open_prompts(
+                    paths,
+                    skip_invalid=data.skip_invalid,
+                    strip_responses=data.strip_responses,
+                    rejected=Path(folder) / "rejected.jsonl",
+                )
+                if encoder is not None:
+                    prompts, _ = limit_lengths(
+                        prompts, encoder, max_tokens=data.max_prompt_tokens, overlong=data.overlong
+                    )
+                count = len(prompts)
+            except UserError as error:
+                count = None
+                problems += error.problems
+    return count, problems
+
+
+def roles(config: RunConfig, *, gpus: bool) -> list[Role]:
+    """The processes of a run and what each asks of the cluster."""
+    from actors.placement import layout
+
+    seats = layout(config.placement, config.generators, config.learners, gpus=gpus)
+    packed = "any, as few nodes as fit"
+    found = [
+        Role("driver", 1, 0, 0, "where the command runs"),
+        Role("generator", config.generators.replicas, seats.generator_gpus, 1, packed),
+        Role("learner", config.learners.workers, seats.learner_gpus, 1, packed),
+    ]
+    for index, reward in enumerate(config.rewards):
+        name = f"reward {reward.name or index}"
+        if isinstance(reward, ModelReward):
+            found.append(Role(f"{name} (model)", reward.replicas, reward.gpus, SCORER_CPUS, "any"))
+        elif isinstance(reward, FunctionReward):
+            found.append(Role(f"{name} (function)", 1, 0, SCORER_CPUS, "any"))
+    return found
+
+
+def batch_arithmetic(config: RunConfig, *, prompts: int | None) -> list[str]:
+    """What a step and the run consist of, in words; `prompts` is the number of usable ones, where known."""
+    train, n = config.train, config.sampling.n
+    samples = train.prompts_per_step * n
+    updates = train.updates_per_step * train.epochs_per_step
+    longest = config.data.max_prompt_tokens + config.sampling.max_tokens
+    sizes = sorted({samples // train.updates_per_step, -(-samples // train.updates_per_step)})
+    each = " or ".join(map(str, sizes))
+    lines = [
+        f"{_count(train.prompts_per_step, 'prompt')} × {_count(n, 'completion')} = {_count(samples, 'sample')} a step",
+    ]
+    if updates == 1:
+        lines.append(f"1 update of {_count(samples, 'sample')} a step: exactly on-policy")
+    else:
+        passes = f"{_count(train.epochs_per_step, 'pass', 'passes')} × {_count(train.updates_per_step, 'update')}"
+        lines.append(f"{passes} = {updates} updates a step, each of {each} samples; the later ones are off-policy")
+    budget = train.max_tokens_per_microbatch
+    fit = (
+        f"{budget // longest} of the longest samples" if budget >= longest else "fewer than one of the longest samples"
+    )
+    lines += [
+        f"each update over {_count(config.learners.workers, 'rank')}, in micro-batches of at most {budget} tokens with "
+        f"padding ({fit} of {config.data.max_prompt_tokens} + {config.sampling.max_tokens} = {longest} tokens); "
+        "the cut does not change the result",
+        f"at most {samples * config.sampling.max_tokens} tokens generated a step by "
+        f"{_count(config.generators.replicas, 'engine')}",
+    ]
+    seen = train.steps * train.prompts_per_step
+    epochs = "" if prompts is None else f" = {seen / prompts:.4g} epochs of {prompts}"
+    lines.append(f"{_count(train.steps, 'step')} see {_count(seen, 'prompt')}{epochs}")
+    lines.append(
+        f"{_count(train.steps, 'step')} × {updates} = {_count(train.steps * updates, 'optimizer step')} in all"
+    )
+    if config.data.eval_prompts is not None:
+        between = f", every {config.eval.every} steps" if config.eval.every else ""
+        lines.append(f"evaluation with {_count(config.eval.n, 'completion')} a prompt: before{between}, and after")
+    return lines
+
+
+def _count(number: int, noun: str, plural: str | None = None) -> str:
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values: config, arithmetic, roles, memory (bytes), problems."""
+    return {
+        "config": plan.config.model_dump(mode="json"),
+        "arithmetic": list(plan.arithmetic),
+        "gpus": plan.gpus,
+        "roles": [asdict(role) for role in plan.roles],
+        "memory": [asdict(estimate) for estimate in plan.memory],
+        "problems": problems_as_json(plan.problems),
+    }
+
+
+def render(plan: Plan) -> Group:
+    """The plan as a person reads it."""
+    shown: list[RenderableType] = [Text("The batches", style="bold"), *(Text(f"  {line}") for line in plan.arithmetic)]
+    table = Table("role", "count", "GPUs of each", "CPUs of each", "where")
+    for role in plan.roles:
+        table.add_row(role.name, str(role.count), f"{role.gpus:g}", f"{role.cpus:g}", role.node)
+    shown += ["", table]
+    if plan.memory:
+        shown.append(_memory_table(plan.memory, device="GPU" if plan.gpus else "host"))
+    tree = yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    shown += ["", Text("The config, whole", style="bold"), Text(tree)]
+    if plan.problems:
+        shown.append(Text(f"Problems ({len(plan.problems)})", style="bold red"))
+        shown += [Text(f"  {problem.where}: {problem.message}") for problem in plan.problems]
+    else:
+        shown.append(Text("No problems found", style="bold green"))
+    return Group(*shown)
+
+
+def _memory_table(estimates: Sequence[MemoryEstimate], *, device: str) -> Table:
+    table = Table("of one", "memory of", "total", "of it", title="Memory (a rough estimate)", title_justify="left")
+    for estimate in estimates:
+        for where, parts in ((device, estimate.device), ("host", estimate.host)):
+            if parts:
+                of_it = ", ".join(f"{name.replace('_', ' ')} {_size(size)}" for name, size in parts.items())
+                table.add_row(estimate.role, where, _size(sum(parts.values())), of_it)
+    return table
+
+
+def _size(size: int) -> str:
+    return f"{size / GIB:,.1f} GiB" if size >= GIB / 2 else f"{size / 2**20:,.1f} MiB"

@@ -1,0 +1,95 @@
+"""Estimates of memory before anything starts. Formulas are in the docstrings; all are rough and say so.
+
+Pure arithmetic on the config and a model's sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.config import RunConfig
+from cluster.plan_models import ModelInfo
+
+GIB = 2**30
+ADAM_BYTES = 12  # a float32 master weight and Adam's two moments
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes of one process of a role, by what they hold; `device` on the GPU (without one: all in host memory)."""
+
+    role: str
+    device: dict[str, int]
+    host: dict[str, int]
+
+
+def dtype_bytes(config: RunConfig) -> int:
+    """Bytes of a weight."""
+    return 4 if config.policy.dtype == "float32" else 2
+
+
+def learner_memory(config: RunConfig, model: ModelInfo) -> MemoryEstimate | None:
+    """One rank, with P parameters of b bytes over W ranks and ZeRO stage z. None where P is not known.
+
+    weights b·P (/W if z = 3), gradients 4·P (summed in float32; /W if z ≥ 2), optimizer 12·P (/W if z ≥ 1; arXiv
+    1910.02054), reference b·P (/W if z = 3) if there is a KL term,
+    activations 17·b·t·h a layer for t tokens of a micro-batch and width h (arXiv 2205.05198 without the attention
+    scores, which are not kept), with gradient checkpointing b·t·h a layer and one whole layer,
+    logits 2·b·t·V (they and their gradient) for a vocabulary of V.
+    """
+    parameters, b = model.parameters, dtype_bytes(config)
+    if parameters is None:
+        return None
+    ranks, stage, offload = config.learners.workers, config.learners.zero_stage, config.learners.offload
+    weights = b * parameters // (ranks if stage == 3 else 1)
+    device = {"weights": weights, "gradients": 4 * parameters // (ranks if stage >= 2 else 1)}
+    host: dict[str, int] = {}
+    optimizer = ADAM_BYTES * parameters // (ranks if stage >= 1 else 1)
+    (device if offload == "none" else host)["optimizer"] = optimizer
+    if offload == "all":
+        host["weights"] = device.pop("weights")
+    if config.algorithm.kl.coef > 0:
+        (host if offload == "all" else device)["reference"] = weights
+    tokens = config.train.max_tokens_per_microbatch
+    if model.layers is not None and model.hidden is not None:
+        inputs = tokens * model.hidden * b  # of one layer
+        checkpointed = config.learners.gradient_checkpointing
+        device["activations"] = inputs * (model.layers + 17) if checkpointed else 17 * inputs * model.layers
+    if model.vocabulary is not None:
+        device["logits"] = 2 * b * tokens * model.vocabulary
+    return MemoryEstimate("learner", device, host)
+
+
+def kv_bytes_per_token(config: RunConfig, model: ModelInfo) -> int | None:
+    """2 (key and value) · layers · key-value width · bytes; None where the config does not say."""
+    if model.layers is None or model.kv_width is None:
+        return None
+    return 2 * model.layers * model.kv_width * dtype_bytes(config)
+
+
+def max_model_len(config: RunConfig) -> int:
+    """Longest sequence of an engine, in tokens."""
+    return config.generators.max_model_len or config.data.max_prompt_tokens + config.sampling.max_tokens
+
+
+def generator_memory(config: RunConfig, model: ModelInfo, *, gpus: bool) -> MemoryEstimate | None:
+    """One GPU's share of an engine: weights b·P / tensor_parallel and the key-value cache.
+
+    On the CPU the cache is `generators.kv_cache_gib`. On a GPU it is what `gpu_memory_utilization` leaves; the
+    estimate is what all of `max_num_seqs` (at most a step's samples) need at full length.
+    """
+    if model.parameters is None:
+        return None
+    shards = config.generators.tensor_parallel
+    weights = dtype_bytes(config) * model.parameters // shards
+    if not gpus:
+        return MemoryEstimate(
+            "generator", {"weights": weights, "kv_cache": int(config.generators.kv_cache_gib * GIB)}, {}
+        )
+    per_token = kv_bytes_per_token(config, model)
+    device = {"weights": weights}
+    if per_token is not None:
+        samples = config.train.prompts_per_step * config.sampling.n
+        sequences = min(config.generators.max_num_seqs, -(-samples // config.generators.replicas))
+        device["kv_cache"] = per_token * max_model_len(config) * sequences // shards
+    return MemoryEstimate("generator", device, {})

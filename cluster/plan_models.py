@@ -1,0 +1,134 @@
+"""What a model's folder says of it before anything is loaded: architecture, sizes, context, chat template.
+
+It reads `config.json`, the headers of the weights' files and, where asked, the tokenizer; never the weights. A model
+named by a hub id is asked for there, its small files only. transformers is imported by the checks that need it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainers.errors import Problem, UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """The sizes of a causal language model. None: the config does not say, or the weights are not here yet."""
+
+    name: str
+    config: Mapping[str, Any]
+    parameters: int | None
+
+    def size(self, *names: str) -> int | None:
+        """The first of these keys that the config has, as an integer."""
+        return next((int(self.config[name]) for name in names if isinstance(self.config.get(name), int)), None)
+
+    @property
+    def layers(self) -> int | None:
+        """Transformer layers."""
+        return self.size("num_hidden_layers", "n_layer")
+
+    @property
+    def hidden(self) -> int | None:
+        """Width of the residual stream."""
+        return self.size("hidden_size", "n_embd")
+
+    @property
+    def kv_width(self) -> int | None:
+        """Numbers that one token's keys hold in one layer: key-value heads × head dimension."""
+        heads = self.size("num_attention_heads", "n_head")
+        if heads is None or self.hidden is None:
+            return None
+        return (self.size("num_key_value_heads") or heads) * (self.size("head_dim") or self.hidden // heads)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Tokens that the output layer knows."""
+        return self.size("vocab_size")
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence, in tokens."""
+        return self.size("max_position_embeddings", "n_positions")
+
+
+def read_model(name: str, *, where: str) -> ModelInfo:
+    """The causal language model of a folder or a hub id; UserError with `where` if it is none, saying what it is."""
+    config = _read_config(name, where)
+    text = config.get("text_config")  # of a model that sees images too
+    sizes = {**config, **text} if isinstance(text, dict) else config
+    problems = [Problem(where, message) for message in _architecture_problems(name, config)]
+    folder = Path(name)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        problems.append(Problem(where, f"{name} holds no weights (*.safetensors); was it saved with save_pretrained?"))
+    if problems:
+        raise UserError(problems)
+    return ModelInfo(name=name, config=sizes, parameters=count_parameters(folder, where=where))
+
+
+def _read_config(name: str, where: str) -> dict[str, Any]:
+    folder = Path(name)
+    file = folder / "config.json"
+    if not folder.exists():
+        if folder.is_absolute():
+            raise UserError([Problem(where, f"no such folder: {name}")])
+        file = _from_hub(name, where)
+    elif not folder.is_dir():
+        raise UserError([Problem(where, f"{name} is a file; give the folder of a model")])
+    elif (folder / "adapter_config.json").is_file() and not file.is_file():
+        raise UserError([Problem(where, f"{name} is a PEFT adapter, not a whole model; merge it into its base first")])
+    elif not file.is_file():
+        raise UserError([Problem(where, f"{name} holds no config.json, so it is no Hugging Face model")])
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError([Problem(where, f"{file} cannot be read: {error}")]) from error
+    if not isinstance(config, dict):
+        raise UserError([Problem(where, f"{file} holds no JSON object")])
+    return config
+
+
+def _from_hub(name: str, where: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "config.json"))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            [Problem(where, f"no such folder, and no model of that name on the hub: {name} ({reason})")]
+        ) from (error)
+
+
+def _architecture_problems(name: str, config: Mapping[str, Any]) -> list[str]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    architectures = config.get("architectures")
+    if isinstance(architectures, list) and architectures:
+        if set(map(str, architectures)) & set(CAUSAL.values()):
+            return []
+        kind = ", ".join(map(str, architectures))
+    elif config.get("model_type") in CAUSAL:
+        return []
+    else:
+        kind = f"model of type {config.get('model_type', 'unknown')}"
+    return [f"{name} is a {kind}, not a causal language model; give one that writes text (…ForCausalLM)"]
+
+
+def count_parameters(folder: Path, *, where: str) -> int | None:
+    """Numbers in the safetensors files of a folder, from their headers; None where there are none."""
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="np") as tensors:
+                total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError([Problem(where, f"{file} is no whole safetensors file: {error}")]) from error
+    return total or None

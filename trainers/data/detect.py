@@ -1,0 +1,214 @@
+"""The detector: what one record is, and the one verdict for a file from all of its records.
+
+It knows the public table of formats (docs/prompts.md), no file format and no model.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainers.data.findings import SHOWN, Evidence, Finding, LineProblem, plural, printable, shown
+from trainers.data.messages import check_messages, ends_with_answer
+from trainers.data.strict import not_an_object
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shape:
+    """One way to write a record of a format; compared by identity."""
+
+    format: str
+    described: str
+
+
+PROMPT = Shape("rlhf-online", "`prompt`, no response")
+MESSAGES = Shape("rlhf-online", "`messages` ending in a user or tool turn, no response")
+PROMPT_RESPONSE = Shape("sft", "`prompt` with a response")
+MESSAGES_RESPONSE = Shape("sft", "`messages` with a response")
+MESSAGES_ANSWERED = Shape("sft", "`messages` ending in an assistant turn")
+INSTRUCTION_OUTPUT = Shape("sft", "`instruction` with `output`")
+CHOSEN_REJECTED = Shape("preference", "`chosen` and `rejected`")
+REJECTED = Shape("preference", "`rejected_response` or `rejected_messages`")
+LABELLED = Shape("kto", "a true/false `label` beside a completion")
+TEXT = Shape("pretrain", "`text` only")
+
+RESPONSE_FIELDS = ("response", "completion")
+# Where none of these stands beside it, a string `prompt` needs no second look.
+DECISIVE = frozenset(
+    {"messages", "instruction", "chosen", "rejected", "rejected_response", "rejected_messages", *RESPONSE_FIELDS}
+)
+
+READY = "rlhf-online"
+_ADVICE = {
+    "sft": "prompts only; `data.strip_responses: true` uses the prompts of this file "
+    "(GKD may use the responses as its off-policy part)",
+    "preference": "prompts; this is offline data (DPO, reward models), which online RLHF does not need",
+    "kto": "prompts; this is offline data (KTO), which online RLHF does not need",
+    "pretrain": "prompts; plain text for pre-training holds none",
+}
+_REWRITES: Mapping[str, str] = {
+    "conversations": "`messages`; rename the field, and in each turn `from` to `role` and `value` to `content` "
+    "(human becomes user, gpt becomes assistant)",
+    "conversation": '`messages`: [{"role": "user", "content": "…"}, …]',
+    "query": "`prompt`; rename `query` (and `history` to earlier turns of `messages`)",
+    "question": "`prompt`; rename `question`",
+    "problem": "`prompt`; rename `problem`",
+    "instruction": "`prompt`; rename `instruction`, with `input`, if any, after it",
+    "input": "`prompt`; rename `input`",
+    "inputs": "`prompt`; rename `inputs`",
+}
+_EXPECTED = "`prompt` (a string) or `messages` (a list of turns)"
+
+
+def inspect(record: Any) -> tuple[Shape | None, list[Finding]]:
+    """The shape of one record, None where it is no valid one, and the findings about it (warnings leave it valid).
+
+    >>> inspect({"prompt": "Hi", "answer": "1"})[0].format
+    'rlhf-online'
+    >>> inspect({"prompt": "Hi", "messages": []})[1][0].found
+    'both `prompt` and `messages`'
+    """
+    if not isinstance(record, dict):
+        return None, [not_an_object(record)]
+    if shape := _offline(record):
+        return shape, []
+    prompt, messages = record.get("prompt"), record.get("messages")
+    if prompt is not None and messages is not None:
+        return None, [Finding("prompt", "both `prompt` and `messages`", "one of the two")]
+    if messages is not None:
+        findings = check_messages(messages)
+        if any(f.severity == "error" for f in findings):
+            return None, findings
+        if ends_with_answer(messages):
+            return MESSAGES_ANSWERED, findings
+        return (MESSAGES_RESPONSE if _has_response(record) else MESSAGES), findings
+    if prompt is not None:
+        if findings := check_prompt(prompt):
+            return None, findings
+        return (PROMPT_RESPONSE if _has_response(record) else PROMPT), []
+    return _without_prompt(record)
+
+
+def check_prompt(prompt: Any) -> list[Finding]:
+    """What is wrong with a `prompt` value; the list is empty where nothing is."""
+    if isinstance(prompt, str):
+        if prompt.strip():
+            return []
+        found = "white space only" if prompt else "an empty string"
+        return [Finding("prompt", found, "a text that the model can answer")]
+    if isinstance(prompt, list):
+        return [Finding("prompt", shown(prompt), "a string; name a list of turns `messages`")]
+    return [Finding("prompt", shown(prompt), "a string")]
+
+
+def _offline(record: dict[str, Any]) -> Shape | None:
+    """Preference and kto data, whose prompts are nobody's business here."""
+    written = (str, list, dict)
+    if isinstance(record.get("chosen"), written) and isinstance(record.get("rejected"), written):
+        return CHOSEN_REJECTED
+    if isinstance(record.get("rejected_response"), written) or isinstance(record.get("rejected_messages"), list):
+        return REJECTED
+    if isinstance(record.get("label"), bool) and (
+        _has_response(record) or _is_alpaca(record) or ends_with_answer(record.get("messages"))
+    ):
+        return LABELLED
+    return None
+
+
+def _has_response(record: dict[str, Any]) -> bool:
+    return any(record.get(name) is not None for name in RESPONSE_FIELDS)
+
+
+def _is_alpaca(record: dict[str, Any]) -> bool:
+    return isinstance(record.get("instruction"), str) and isinstance(record.get("output"), str)
+
+
+def _without_prompt(record: dict[str, Any]) -> tuple[Shape | None, list[Finding]]:
+    if _is_alpaca(record):
+        if record["instruction"].strip():
+            return INSTRUCTION_OUTPUT, []
+        return None, [Finding("instruction", "an empty instruction", "a text that the model can answer")]
+    for name, rewrite in _REWRITES.items():
+        if record.get(name) is not None:
+            return None, [Finding(name, f"`{name}`, no `prompt` or `messages`", rewrite)]
+    for name in ("prompt", "messages"):
+        if name in record:
+            return None, [Finding(name, "null", _EXPECTED)]
+    if isinstance(record.get("text"), str):
+        return TEXT, []
+    for name in record:
+        if near := difflib.get_close_matches(name.strip().lower()[:40], ["prompt", "messages"], n=1, cutoff=0.75):
+            return None, [Finding(printable(name), "no `prompt` or `messages`", f"`{near[0]}`; rename this field")]
+    return None, [Finding(None, shown(record), _EXPECTED)]
+
+
+@dataclass(slots=True)
+class Detector:
+    """Counts the shapes of a file's valid records; memory does not grow with the file."""
+
+    strip_responses: bool = False
+    counts: Counter[Shape] = field(default_factory=Counter)
+    lines: dict[Shape, list[int]] = field(default_factory=dict)  # the first of each shape, to name those that disagree
+
+    def add(self, shapes: Sequence[Shape | None], lines: Sequence[int]) -> None:
+        """Count a block's shapes; None stands for a line that is no valid record."""
+        counted = Counter(shapes)
+        for shape in counted:
+            if shape is None:
+                continue
+            self.counts[shape] += counted[shape]
+            named = self.lines.setdefault(shape, [])
+            if len(named) < SHOWN:
+                named += [n for n, s in zip(lines, shapes, strict=True) if s is shape][: SHOWN - len(named)]
+
+    @property
+    def records(self) -> int:
+        """Valid records so far."""
+        return self.counts.total()
+
+    def usable(self, shape: Shape) -> bool:
+        """True where a run can train on the prompt of such a record."""
+        return shape.format == READY or (self.strip_responses and shape.format == "sft")
+
+    def formats(self) -> Counter[str]:
+        """Valid records by format."""
+        formats: Counter[str] = Counter()
+        for shape, n in self.counts.items():
+            formats[shape.format] += n
+        return formats
+
+    def verdict(self) -> str:
+        """The one format of the file; `unknown` where there is no valid record, or records disagree."""
+        formats = self.formats()
+        if self.strip_responses and set(formats) == {READY, "sft"}:
+            return "sft"  # every prompt is used, so nothing disagrees
+        return next(iter(formats)) if len(formats) == 1 else "unknown"
+
+    def evidence(self) -> list[Evidence]:
+        """Counts by shape, the most frequent first."""
+        return [Evidence(s.described, s.format, n, self.lines[s][0]) for s, n in self.counts.most_common()]
+
+    def verdict_problem(self) -> Finding | None:
+        """Why a recognised format is not ready, and what to do; None where it is, or where lines disagree."""
+        verdict = self.verdict()
+        if verdict in ("unknown", READY) or (verdict == "sft" and self.strip_responses):
+            return None
+        shapes = ", ".join(e.shape for e in self.evidence())
+        return Finding(None, f"`{verdict}` data: {plural(self.records, 'record')} with {shapes}", _ADVICE[verdict])
+
+    def disagreements(self) -> tuple[list[LineProblem], int]:
+        """The lines whose format is not the most frequent one (the first hundred of each shape), and how many."""
+        if self.verdict() != "unknown" or not self.counts:
+            return [], 0
+        formats = self.formats()
+        most, n = formats.most_common(1)[0]
+        problems = [
+            LineProblem(line, Finding(None, f"`{shape.format}`: {shape.described}", f"`{most}`, as {n:,} others are"))
+            for shape, lines in self.lines.items()
+            if shape.format != most
+            for line in lines
+        ]
+        return sorted(problems, key=lambda p: p.line or 0)[:SHOWN], formats.total() - n
