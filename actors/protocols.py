@@ -5,7 +5,7 @@ The driver is tested against the small fakes of `fakes.py`; on a cluster `groups
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,6 +62,10 @@ class Scorer(Protocol):
 
     async def score(self, request: ScoreRequest) -> GroupScores:
         """Scores of one group; a failed score is None, never an exception."""
+        ...
+
+    def end_step(self, rewards: Sequence[Mapping[str, Sequence[float | None]]]) -> None:
+        """The raw scores of a step's groups, by name: what running statistics may learn from."""
         ...
 
     def state(self) -> dict[str, Any]:

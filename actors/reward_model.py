@@ -1,18 +1,15 @@
-"""Rewards that a model gives: sequence classification with one label, batched by tokens over all waiting groups.
+"""Rewards that a model gives: sequence classification with one label, many chats in one forward pass.
 
-It knows torch and transformers; Ray Serve sees only `ModelReplica`. A chat's score does not depend on what it was
-batched with: chats are padded to a multiple of `BUCKET` tokens and batched only with those of the same padded length
-(on the CPU the same to the last bit, so that a resumed run sees the same rewards).
+It knows torch and transformers, whose import takes seconds: only the replica's process does it. A chat's score does
+not depend on what it was batched with: chats are padded to a multiple of `BUCKET` tokens and batched only with those of
+the same padded length (on the CPU the same to the last bit, so that a resumed run sees the same rewards).
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -20,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from actors.reward_answers import Answer, RewardError, unscored
+from actors.reward_answers import Answer
 from actors.reward_config import ModelReward
 from trainers.errors import Problem, UserError
 from trainers.types import Prompt
@@ -31,7 +28,7 @@ Encoded: TypeAlias = "list[int] | Answer"  # a chat's tokens, or why it has no s
 
 
 class RewardModel:
-    """The model and its tokenizer.
+    """The model and its tokenizer; `score` is called from the thread that made it, whose torch threads it sets.
 
     Raises:
         UserError: no such model, not one label, no safetensors, weights missing in the checkpoint.
@@ -39,6 +36,7 @@ class RewardModel:
 
     def __init__(self, config: ModelReward) -> None:
         self._config = config
+        torch.set_num_threads(config.threads or (1 if config.gpus else max((os.cpu_count() or 2) // 2, 1)))
         self._device = torch.device("cuda" if config.gpus else "cpu")
         self._tokenizer, self._model = _load(config)
         self._model.to(self._device).eval()
@@ -132,89 +130,3 @@ def _load(config: ModelReward) -> tuple[Any, Any]:
         listed = ", ".join(missing[:3]) + more
         raise UserError([Problem(where, f"{name}: the checkpoint lacks {listed}; it is no trained reward model")])
     return tokenizer, model
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A group that waits for its scores."""
-
-    chats: list[list[int]]
-    scores: asyncio.Future[list[float]]
-
-    @property
-    def tokens(self) -> int:
-        return sum(len(chat) for chat in self.chats)
-
-
-class ModelReplica:
-    """The model as a Ray Serve deployment: while one batch is scored, the next one gathers."""
-
-    def __init__(self, config: ModelReward) -> None:
-        self._config = config
-        torch.set_num_threads(config.threads or (1 if config.gpus else max((os.cpu_count() or 2) // 2, 1)))
-        self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
-        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
-        self._worker: asyncio.Task[None] | None = None
-        self._wrong: str | None = None
-        try:
-            self._model: RewardModel | None = RewardModel(config)
-        except UserError as error:  # told by `check`; raised here, Serve would only try again
-            self._model, self._wrong = None, error.problems[0].message
-
-    async def check(self) -> str | None:
-        """What is wrong with the model, if anything."""
-        return self._wrong
-
-    def check_health(self) -> None:
-        """For Serve, which starts a replica anew whose batching has died."""
-        if self._worker is not None and self._worker.done():
-            raise RuntimeError(f"batching has ended: {self._worker}")
-
-    async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[Answer]:
-        """An answer for each completion."""
-        if self._model is None:
-            return unscored(str(self._wrong), len(completions))
-        encoded = [self._model.encode(prompt, completion) for completion in completions]
-        waiting = _Waiting([e for e in encoded if isinstance(e, list)], asyncio.get_running_loop().create_future())
-        if waiting.chats:
-            self._queue.put_nowait(waiting)
-            self._worker = self._worker or asyncio.create_task(self._run(self._model))
-            try:
-                scores = iter(await waiting.scores)
-            except RewardError as error:
-                return unscored(str(error), len(completions))
-        return [e if isinstance(e, Answer) else Answer(next(scores)) for e in encoded]
-
-    async def _run(self, model: RewardModel) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            groups = [group for group in await self._gather() if not group.scores.done()]  # done: the caller left
-            chats = [chat for group in groups for chat in group.chats]
-            try:
-                scores = await loop.run_in_executor(self._thread, model.score, chats)
-            except (RuntimeError, ValueError, IndexError) as error:  # out of memory, a token that the model lacks
-                for group in groups:
-                    if not group.scores.done():
-                        group.scores.set_exception(RewardError(f"{self._config.model}: {error}"))
-                continue
-            rest = iter(scores)
-            for group in groups:
-                own = [next(rest) for _ in group.chats]
-                if not group.scores.done():
-                    group.scores.set_result(own)
-
-    async def _gather(self) -> list[_Waiting]:
-        """Groups up to the token budget: what waits already, and what comes within the waiting time."""
-        groups = [await self._queue.get()]
-        tokens = groups[0].tokens
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._config.max_wait_ms / 1000
-        while tokens < self._config.max_batch_tokens:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    group = await self._queue.get()
-            except TimeoutError:
-                break
-            groups.append(group)
-            tokens += group.tokens
-        return groups

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from typing import Any
 from actors.messages import GroupScores, ScoreFailure, ScoreRequest
 from actors.remote import RoleError
 from actors.reward_answers import Answer, PassingError, RewardError, unscored
+from actors.reward_batching import ModelReplica
 from actors.reward_breaker import Breaker
 from actors.reward_checks import function_file, model_name, validate_rewards
 from actors.reward_config import FunctionReward, HttpReward, ModelReward, RewardConfig, reward_names
 from actors.reward_functions import IMPORT_S, FunctionReplica, read_function
 from actors.reward_http import MAX_CONNECTIONS, HttpScorer
-from actors.reward_model import ModelReplica
 from actors.reward_serve import Ask, RewardApps, ServedReward, last_line
 from trainers.errors import Problem, UserError
 from trainers.rewards import RunningNormalizer, clipped, weighted_sum
@@ -43,7 +43,6 @@ class _Source:
     waiting: int = 0  # calls that it has not answered yet
     breaker: Breaker = field(default_factory=Breaker)
     statistics: RunningNormalizer = field(default_factory=RunningNormalizer)
-    pending: list[float] = field(default_factory=list)  # scores since the last `end_step`
 
     def calls(self, n: int) -> int:
         """What n completions cost: functions are called (at most) once for each, models and servers once."""
@@ -102,9 +101,6 @@ class Scorer:
         """The scores of one group; a failed one is None, with its cause among the failures."""
         rows = await asyncio.gather(*(self._answers(source, request) for source in self._sources))
         raw = {source.name: tuple(a.value for a in row) for source, row in zip(self._sources, rows, strict=True)}
-        for source in self._sources:
-            if source.config.normalize:
-                source.pending += [score for score in raw[source.name] if score is not None]
         trained = [[source.trained(score) for score in raw[source.name]] for source in self._sources]
         failures = [
             ScoreFailure(source.name, str(answer.cause))
@@ -118,23 +114,20 @@ class Scorer:
             failures=tuple(failures),
         )
 
-    def end_step(self) -> None:
-        """Take the step's scores into the running statistics of `normalize`.
+    def end_step(self, rewards: Sequence[Mapping[str, Sequence[float | None]]]) -> None:
+        """Take the raw scores of a step's groups into the running statistics of `normalize`.
 
-        Within a step the statistics stay as they are, and the order of its scores is of no account, so that a group's
-        reward does not depend on which group was finished first.
+        Within a step the statistics stay as they are, so that a group's reward does not depend on which group was
+        finished first; scores of evaluations are never given.
         """
         for source in self._sources:
-            source.statistics = source.statistics.updated(source.pending)
-            source.pending = []
+            if source.config.normalize:
+                scores = [score for group in rewards for score in group[source.name] if score is not None]
+                source.statistics = source.statistics.updated(scores)
 
     def state(self) -> dict[str, Any]:
         """The running statistics of every reward with `normalize`, by name; plain JSON."""
-        return {
-            source.name: {"statistics": source.statistics.state(), "pending": sorted(source.pending)}
-            for source in self._sources
-            if source.config.normalize
-        }
+        return {source.name: source.statistics.state() for source in self._sources if source.config.normalize}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put `state` back; ValueError where it is not of the same rewards."""
@@ -143,8 +136,7 @@ class Scorer:
             wanted = sorted(source.name for source in normalized)
             raise ValueError(f"the state holds statistics of the rewards {sorted(state)}, but {wanted} are normalised")
         for source in normalized:
-            source.statistics = RunningNormalizer.from_state(state[source.name]["statistics"])
-            source.pending = list(state[source.name]["pending"])
+            source.statistics = RunningNormalizer.from_state(state[source.name])
 
     async def close(self) -> None:
         """End what `start` began; Serve itself only if this Scorer started it and nobody else uses it."""

@@ -143,6 +143,7 @@ class Driver:
         written = self._groups.written_at
         clock.generate, clock.reward = written - began, monotonic() - written
         self._groups.refuse_failed(rollouts, step=self._step + 1)
+        self._roles.scorer.end_step([rollout.rewards for rollout in rollouts])
 
         progress.phase("annotate")
         began_part = monotonic()

@@ -14,8 +14,9 @@ import torch
 from tiny_reward_models import make_reward_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
+from actors.reward_batching import ModelReplica
 from actors.reward_config import ModelReward
-from actors.reward_model import ModelReplica, RewardModel
+from actors.reward_model import RewardModel
 from trainers.errors import UserError
 from trainers.types import Message, Prompt
 

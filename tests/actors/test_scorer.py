@@ -248,7 +248,7 @@ async def test_running_statistics_change_between_steps_only(judge: str, tmp_path
     async with started(tmp_path, config) as scorer:
         before = await scorer.score(request_of("x", "xxx"))
         assert before.reward == (1.0, 1.0)  # nothing seen yet: as they are, clipped
-        scorer.end_step()  # mean 2, std √2
+        scorer.end_step([before.rewards])  # mean 2, std √2
         after = await scorer.score(request_of("xx", "xxx", "x" * 50))
         assert after.rewards["judge"] == (2.0, 3.0, 50.0)
         assert after.reward == pytest.approx((0.0, 0.5**0.5, 1.0))
