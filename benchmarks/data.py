@@ -37,6 +37,7 @@ def make(path: Path, records: int, shape: str) -> None:
     with path.open("w") as file:
         for i in range(records):
             text = " ".join(rng.choices(WORDS, k=24))[:128] + f': "{i}"'
+            record: dict[str, object]
             if shape == "prompt":
                 record = {"prompt": text, "answer": str(i * 7), "task": "mail"}
             else:
@@ -111,7 +112,7 @@ def measure(way: str, path: Path) -> Figure:
 
 
 def table(path: Path, rounds: int) -> list[str]:
-    """A row for each way: the best round by processor time; the memory is the highest of all rounds."""
+    """A row for each way: the least time of all rounds, and the most memory."""
     size = path.stat().st_size / 1e6
     runs: dict[str, list[Figure]] = {way: [] for way in WAYS}
     for _ in range(rounds):

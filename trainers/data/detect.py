@@ -26,10 +26,10 @@ class Shape:
 
 PROMPT = Shape("rlhf-online", "`prompt`, no response")
 MESSAGES = Shape("rlhf-online", "`messages` ending in a user or tool turn, no response")
-PROMPT_RESPONSE = Shape("sft", "`prompt` with a response")
-MESSAGES_RESPONSE = Shape("sft", "`messages` with a response")
+PROMPT_RESPONSE = Shape("sft", "`prompt` and a response")
+MESSAGES_RESPONSE = Shape("sft", "`messages` and a response")
 MESSAGES_ANSWERED = Shape("sft", "`messages` ending in an assistant turn")
-INSTRUCTION_OUTPUT = Shape("sft", "`instruction` with `output`")
+INSTRUCTION_OUTPUT = Shape("sft", "`instruction` and `output`")
 CHOSEN_REJECTED = Shape("preference", "`chosen` and `rejected`")
 REJECTED = Shape("preference", "`rejected_response` or `rejected_messages`")
 LABELLED = Shape("kto", "a true/false `label` beside a completion")
@@ -172,6 +172,10 @@ class Detector:
     def usable(self, shape: Shape) -> bool:
         """True where a run can train on the prompt of such a record."""
         return shape.format == READY or (self.strip_responses and shape.format == "sft")
+
+    def unusable(self, shape: Shape) -> Finding:
+        """Why a run leaves out a valid record that is not `usable`."""
+        return Finding(None, f"`{shape.format}`: {shape.described}", _ADVICE[shape.format])
 
     def formats(self) -> Counter[str]:
         """Valid records by format."""

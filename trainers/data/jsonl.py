@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from itertools import chain
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from trainers.data.detect import Shape
+from trainers.data.detect import Shape, inspect
 from trainers.data.findings import Finding
 from trainers.data.index import IndexWriter
 from trainers.data.lines import MAX_LINE_BYTES, Block, blocks
+from trainers.data.plain import plain_block
 from trainers.data.source import UnreadableError, looks_like
 from trainers.data.strict import (
     DecodeError,
@@ -26,12 +26,11 @@ from trainers.data.strict import (
     loads,
     parse_exactly,
 )
-from trainers.data.tally import Tally
+from trainers.data.tally import Tally, prompt_key
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 BOM = b"\xef\xbb\xbf"
 _MISSING = object()  # stands where a line holds no value
-_CONTAINERS = frozenset({dict, list})
 _BLANK = np.isin(np.arange(256), list(b" \t\r"))
 _ENDS_KEY = np.isin(np.arange(256), list(b'" \t\r'))  # may stand before a blank that stands before a key's colon
 
@@ -56,7 +55,9 @@ class JsonlScan:
         for block in blocks(_copying(read, copy) if copy else read):
             if block.data is None:
                 found = f"a line of {block.size:,} bytes"
-                self._refuse(block.line, [Finding(None, found, f"at most {MAX_LINE_BYTES:,} bytes")], None)
+                findings = [Finding(None, found, f"at most {MAX_LINE_BYTES:,} bytes")]
+                self._tally.findings.add(block.line, findings)
+                self._write_away(block.line, findings, None)
                 continue
             if block.offset == 0:
                 block = _first(block)
@@ -68,14 +69,22 @@ class JsonlScan:
         numbers = range(block.line, block.line + len(view.lines))
         faults: dict[int, list[Finding]] = {}
         records = self._parse(view, faults, block.offset)
-        shapes, keys = self._judge(records, faults)
-        _find_duplicate_keys(view, keys, faults)
+        plain = plain_block(records)
+        if plain is not None:
+            shapes: list[Shape | None] = [plain.shape] * len(records)
+            _find_duplicate_keys(view, plain.keys, faults)
+        else:
+            shapes = _judge(view, records, faults)
         for i, findings in sorted(faults.items()):
             self._tally.findings.add(numbers[i], findings)
             if any(f.severity == "error" for f in findings):
                 shapes[i] = None
                 self._write_away(numbers[i], findings, view.lines[i])
-        self._tally.count(shapes, numbers, records)
+        if plain is not None and not faults:
+            self._tally.count(shapes, numbers, plain.prompts)
+        else:
+            valid = (r for r, s in zip(records, shapes, strict=True) if s is not None)
+            self._tally.count(shapes, numbers, map(prompt_key, valid))
         if self._index is not None or self._reject is not None:
             self._keep(shapes, block, view)
 
@@ -99,34 +108,6 @@ class JsonlScan:
             records.append(value)
         return records
 
-    def _judge(self, records: list[Any], faults: dict[int, list[Finding]]) -> tuple[list[Shape | None], list[int]]:
-        """Shapes, and the number of keys that each line was parsed to (-1: nothing to compare)."""
-        if set(map(type, records)) == {dict}:
-            keys = list(map(len, records))
-            if not _CONTAINERS.isdisjoint(map(type, chain.from_iterable(map(dict.values, records)))):
-                for i, record in enumerate(records):
-                    keys[i] = self._count_keys(record, i, faults)
-            if not faults and (shapes := self._tally.judge_plain(records)):
-                return shapes, keys
-        else:
-            keys = [self._count_keys(record, i, faults) for i, record in enumerate(records)]
-        shapes = []
-        for i, record in enumerate(records):
-            shape, findings = (None, []) if record is _MISSING or i in faults else self._tally.judge(record)
-            if findings:
-                faults[i] = findings
-            shapes.append(shape)
-        return shapes, keys
-
-    def _count_keys(self, record: Any, i: int, faults: dict[int, list[Finding]]) -> int:
-        if type(record) is not dict:
-            return -1
-        try:
-            return len(record) + count_nested_keys(record.values())
-        except TooDeepError as e:
-            faults[i] = [e.finding]
-            return -1
-
     def _keep(self, shapes: list[Shape | None], block: Block, view: _View) -> None:
         distinct = set(shapes)
         usable = {s for s in distinct if s is not None and self._tally.detector.usable(s)}
@@ -137,12 +118,7 @@ class JsonlScan:
             self._index.add(block.offset + starts, view.lengths[rows], block.line + rows)
         for i, shape in enumerate(shapes) if distinct - usable - {None} and self._reject else ():
             if shape is not None and shape not in usable:
-                finding = Finding(None, f"`{shape.format}`: {shape.described}", "a prompt without a response")
-                self._write_away(block.line + i, [finding], view.lines[i])
-
-    def _refuse(self, line: int, findings: list[Finding], text: bytes | None) -> None:
-        self._tally.findings.add(line, findings)
-        self._write_away(line, findings, text)
+                self._write_away(block.line + i, [self._tally.detector.unusable(shape)], view.lines[i])
 
     def _write_away(self, line: int, findings: list[Finding], text: bytes | None) -> None:
         if self._reject is not None:
@@ -172,8 +148,33 @@ class _View:
         return np.append(self.ends, len(self.bytes)) - self.starts
 
 
+def _judge(view: _View, records: list[Any], faults: dict[int, list[Finding]]) -> list[Shape | None]:
+    """The shape of each record, None where it is no valid one; what is found goes into `faults`."""
+    shapes: list[Shape | None] = []
+    keys: list[int] = []
+    for i, record in enumerate(records):
+        shape, count = None, -1
+        findings: list[Finding] = []
+        if record is not _MISSING:
+            try:
+                if type(record) is dict:
+                    count = len(record) + count_nested_keys(record.values())
+                shape, findings = inspect(record)
+            except TooDeepError as e:
+                findings = [e.finding]
+        if findings:
+            faults[i] = findings
+        shapes.append(shape)
+        keys.append(count)
+    _find_duplicate_keys(view, keys, faults)
+    return shapes
+
+
 def _find_duplicate_keys(view: _View, keys: list[int], faults: dict[int, list[Finding]]) -> None:
-    """A line is looked at closely only where more colons may stand after a key than it was parsed to keys."""
+    """Hold `keys`, the number that each line was parsed to (-1: no object), against what is written.
+
+    A line is looked at closely only where more colons may stand after a key than it was parsed to keys.
+    """
     colons = np.flatnonzero(view.bytes == ord(":"))
     before = view.bytes[colons - 1]
     colons = colons[(before == ord('"')) | (_BLANK[before] & _ENDS_KEY[view.bytes.take(colons - 2, mode="clip")])]
@@ -216,8 +217,8 @@ def _first(block: Block) -> Block:
 def _goes_on(first: bytes, second: bytes) -> bool:
     """True where the first line's value is the whole file: it is the only line, or neither line is whole by itself."""
     if not second:
-        return not _is_json(first) or any(isinstance(v, dict) for v in loads(first))
-    return not _is_json(first) and not _is_json(second)
+        return first[1:].lstrip().startswith(b"{")
+    return not _is_json(second) and not _is_json(first)
 
 
 def _is_json(line: bytes) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-BLOCK_BYTES = 2**18  # fits the processor's cache together with what is made of it
+BLOCK_BYTES = 2**17  # fits the processor's cache together with what is made of it
 MAX_LINE_BYTES = 2**27  # 128 MiB
 
 

@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainers.data.detect import Shape, inspect
 from trainers.data.findings import Finding, printable
 from trainers.data.index import IndexWriter
 from trainers.data.jsonl import Rejecter
 from trainers.data.source import UnreadableError
-from trainers.data.tally import Tally
+from trainers.data.tally import Tally, prompt_key
 
 BATCH_BYTES = 2**22
 MAX_BATCH_ROWS = 1024
@@ -41,8 +42,8 @@ class ParquetScan:
         self._reject = reject
         self._copied = 0
 
-    def run(self, stored: BinaryIO, *, on_fraction: Callable[[float], None] | None = None) -> None:
-        """Read all rows. Raises UnreadableError for a file that is damaged or not usable as a whole."""
+    def run(self, stored: BinaryIO, *, on_share: Callable[[float], None] | None = None) -> None:
+        """Read all rows; `on_share` hears of each further share of them. Raises UnreadableError for a damaged file."""
         try:
             file = pq.ParquetFile(stored, buffer_size=2**20)
             _check_names(file.schema_arrow)
@@ -50,29 +51,26 @@ class ParquetScan:
             for batch in file.iter_batches(batch_size=_batch_rows(file.metadata)):
                 self._rows(row, list(_rows(batch)))
                 row += batch.num_rows
-                if on_fraction is not None:
-                    on_fraction(min((row - 1) / file.metadata.num_rows, 1.0))
+                if on_share is not None:
+                    on_share(batch.num_rows / file.metadata.num_rows)
         except (pa.ArrowException, OSError) as e:
             found = f"a damaged Parquet file: {printable(str(e).splitlines()[0][:200])}"
             raise UnreadableError(Finding(None, found, "a whole one (copy or write it again)")) from e
 
     def _rows(self, first: int, rows: list[Any]) -> None:
-        shapes, numbers = [], range(first, first + len(rows))
+        shapes: list[Shape | None] = []
+        numbers = range(first, first + len(rows))
         for number, row in zip(numbers, rows, strict=True):
-            shape, findings = (None, [row]) if isinstance(row, Finding) else self._tally.judge(row)
-            if not isinstance(row, Finding):
-                findings = [*findings, *_not_finite(row)]
+            shape, findings = _judge(row)
             self._tally.findings.add(number, findings)
-            if any(f.severity == "error" for f in findings):
-                shape = None
-            elif shape is not None and not self._tally.detector.usable(shape):
-                findings = [Finding(None, f"`{shape.format}`: {shape.described}", "a prompt without a response")]
             shapes.append(shape)
             if shape is not None and self._tally.detector.usable(shape):
                 self._keep(number, row)
             elif self._reject is not None:
-                self._reject(number, findings, repr(row).encode("utf-8", "backslashreplace"))
-        self._tally.count(shapes, numbers, rows)
+                reasons = findings if shape is None else [self._tally.detector.unusable(shape)]
+                self._reject(number, reasons, repr(row).encode("utf-8", "backslashreplace"))
+        valid = (row for row, shape in zip(rows, shapes, strict=True) if shape is not None)
+        self._tally.count(shapes, numbers, map(prompt_key, valid))
 
     def _keep(self, number: int, row: dict[str, Any]) -> None:
         if self._index is None or self._copy is None:
@@ -81,6 +79,15 @@ class ParquetScan:
         self._copy.write(data)
         self._index.add(np.array([self._copied]), np.array([len(data)]), np.array([number]))
         self._copied += len(data)
+
+
+def _judge(row: dict[str, Any] | Finding) -> tuple[Shape | None, list[Finding]]:
+    if isinstance(row, Finding):
+        return None, [row]
+    shape, findings = inspect(row)
+    if not_finite := list(_not_finite(row)):
+        return None, [*findings, *not_finite]
+    return shape, findings
 
 
 def _batch_rows(metadata: Any) -> int:

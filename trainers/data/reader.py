@@ -133,7 +133,8 @@ class PromptSet(Sequence[Prompt]):
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{file.fingerprint} {len(file)}\n".encode())
-            digest.update(hashlib.sha256(file.rows["line"].tobytes()).digest() if len(file) else b"")
+            for start in range(0, len(file), 2**16):
+                digest.update(file.rows["line"][start : start + 2**16].tobytes())
         return digest.hexdigest()[:32]
 
     def only(self, kept: Sequence[npt.NDArray[np.int64]]) -> PromptSet:
@@ -253,23 +254,30 @@ def _scan_parquet(
     from trainers.data.parquet import ParquetScan  # Arrow is slow to import, and most files are lines
 
     reject = options.reject(tally.file) if options.reject else None
+    on_share = None
     if src.local:
         local = stored
+        if options.on_bytes is not None:
+            on_share = _in_bytes(options.on_bytes, src.size() or 0)
     else:
         local = _temporary()
         shutil.copyfileobj(buffered, local)
     local.seek(0)
     if not options.keep:
-        ParquetScan(tally, reject=reject).run(local)
+        ParquetScan(tally, reject=reject).run(local, on_share=on_share)
         return None
     digest = hashlib.sha256()
     while data := local.read(2**20):
         digest.update(data)
     local.seek(0)
     index, copy = IndexWriter(), _temporary()
-    ParquetScan(tally, index=index, copy=copy, reject=reject).run(local)
+    ParquetScan(tally, index=index, copy=copy, reject=reject).run(local, on_share=on_share)
     copy.flush()
     return PromptFile(tally.file, digest.hexdigest(), index.finish(), copy, pickle.loads)
+
+
+def _in_bytes(on_bytes: Callable[[int], None], size: int) -> Callable[[float], None]:
+    return lambda share: on_bytes(round(share * size))
 
 
 def _temporary() -> BinaryIO:

@@ -114,7 +114,7 @@ def _faults(tree: Any) -> Iterator[Finding]:
         below: list[tuple[str, Any]] = []
         for path, value in level:
             if isinstance(value, _Constant):
-                yield Finding(path or None, f"{value}, which JSON does not have", "a finite number, or null")
+                yield Finding(path or None, f"{value}, which is no finite number", "a finite number, or null")
             elif isinstance(value, str) and _SURROGATE.search(value):
                 yield _surrogate(path, value)
             elif isinstance(value, _Pairs):

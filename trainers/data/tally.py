@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from trainers.data.detect import DECISIVE, PROMPT, Detector, Shape, inspect
+from trainers.data.detect import Detector, Shape
 from trainers.data.findings import SHOWN, FileReport, Finding, Findings, LineProblem, plural
 from trainers.data.messages import without_answer
 
@@ -26,31 +26,10 @@ class Tally:
     fatal: list[Finding] = field(default_factory=list)  # about the whole file: nothing of it can be used
     _hashes: array[int] = field(default_factory=lambda: array("q"))
 
-    def judge(self, record: Any) -> tuple[Shape | None, list[Finding]]:
-        """The shape of a record (None: not valid) and the findings about it."""
-        return inspect(record)
-
-    def judge_plain(self, records: Sequence[dict[str, Any]]) -> list[Shape | None] | None:
-        """The shapes of a block where every record is a valid `prompt` and nothing that decides otherwise, else None.
-
-        Says what `judge` says of each, without a step of Python for each.
-        """
-        for names in set(map(tuple, records)):
-            if "prompt" not in names or not DECISIVE.isdisjoint(names):
-                return None
-        prompts = [r["prompt"] for r in records]
-        if set(map(type, prompts)) != {str} or not all(prompts) or any(map(str.isspace, prompts)):
-            return None
-        return [PROMPT] * len(records)
-
-    def count(self, shapes: Sequence[Shape | None], lines: Sequence[int], records: Sequence[Any]) -> None:
-        """Take a block's judged records in; those whose shape is None are left out of every count."""
+    def count(self, shapes: Sequence[Shape | None], lines: Sequence[int], prompts: Iterable[Any]) -> None:
+        """Take a block in: each line's shape (None: no valid record), and what identifies each valid one's prompt."""
         self.detector.add(shapes, lines)
-        if shapes.count(PROMPT) == len(shapes):
-            keys = [r["prompt"] for r in records]
-        else:
-            keys = [prompt_key(r) for s, r in zip(shapes, records, strict=True) if s is not None]
-        self._hashes.extend(list(map(hash, keys)))
+        self._hashes.extend(list(map(hash, prompts)))
 
     def duplicates(self) -> int:
         """Prompts that stood in the file before; equal 64-bit hashes count as equal prompts."""
@@ -112,21 +91,22 @@ def _by_line(problem: LineProblem) -> int:
     return problem.line or 0
 
 
-def prompt_key(record: Mapping[str, Any]) -> Any:
+def prompt_key(record: Mapping[str, Any]) -> Hashable:
     """What two records must share to count as the same prompt; a `prompt` equals one user turn of the same text."""
     messages = record.get("messages")
     if isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages):
         turns = without_answer(messages)
-        if len(turns) == 1 and turns[0].get("role") == "user" and len(turns[0]) == _PLAIN_TURN:
-            return _hashable(turns[0].get("content"))
-        if all(type(m.get("content")) is str and len(m) == _PLAIN_TURN for m in turns):
-            return tuple([(m.get("role"), m["content"]) for m in turns])
+        if all(type(m.get("content")) is str and type(m.get("role")) is str and len(m) == _PLAIN_TURN for m in turns):
+            return turns_key(tuple([m["role"] for m in turns]), tuple([m["content"] for m in turns]))
         return repr([sorted(m.items(), key=lambda item: str(item[0])) for m in turns])
     for name in ("prompt", "instruction", "text", "chosen"):
         if (value := record.get(name)) is not None:
-            return _hashable(value) if name != "instruction" else (value, repr(record.get("input")))
+            if name == "instruction":
+                return value, repr(record.get("input"))
+            return value if isinstance(value, str) else repr(value)
     return repr(record)
 
 
-def _hashable(value: Any) -> Any:
-    return value if isinstance(value, str) else repr(value)
+def turns_key(roles: tuple[str, ...], contents: tuple[str, ...]) -> Hashable:
+    """The same for turns of nothing but role and content."""
+    return contents[0] if roles == ("user",) else (roles, contents)
