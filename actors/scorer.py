@@ -138,12 +138,16 @@ class Scorer:
         for source in normalized:
             source.statistics = RunningNormalizer.from_state(state[source.name])
 
-    async def close(self) -> None:
-        """End what `start` began; Serve itself only if this Scorer started it and nobody else uses it."""
+    async def close(self, *, end_service: bool = True) -> None:
+        """End what `start` began; Serve itself only if this Scorer started it and nobody else uses it.
+
+        Without `end_service` the service is left to the end of the whole Ray instance: ending it takes seconds.
+        """
         for client in self._clients:
             await client.close()
         self._clients = []
-        await self._apps.remove()
+        if end_service:
+            await self._apps.remove()
 
     async def _start(self) -> None:
         served = [source for source in self._sources if not isinstance(source.config, HttpReward)]

@@ -88,8 +88,8 @@ def _attempt(config: RunConfig, run: RunDirectory, progress: Recording, memory: 
     """Run, and write down how it ended. The named boundary: every failure becomes `run.json`'s error."""
     try:
         progress.phase("start Ray")
-        with ray_cluster():
-            asyncio.run(_run(config, run, progress, memory))
+        with ray_cluster() as own:
+            asyncio.run(_run(config, run, progress, memory, own_cluster=own))
     except Interrupted as stopped:
         run.update(state="stopped", step=stopped.step)
         progress.note(f"stopped after step {stopped.step}; the same command goes on from there")
@@ -126,10 +126,10 @@ def describe(error: RunError) -> str:
 
 
 @contextmanager
-def ray_cluster() -> Iterator[None]:
-    """The cluster at RAY_ADDRESS, or one of our own on this machine that ends with the run."""
+def ray_cluster() -> Iterator[bool]:
+    """The cluster at RAY_ADDRESS, or one of our own on this machine that ends with the run: True if so."""
     if ray.is_initialized():
-        yield
+        yield False
         return
     environment = {"RAY_USAGE_STATS_ENABLED": "0"}
     if address := os.environ.get("RAY_ADDRESS"):
@@ -147,18 +147,20 @@ def ray_cluster() -> Iterator[None]:
             runtime_env={"env_vars": environment},
         )
     try:
-        yield
+        yield not address
     finally:
         ray.shutdown()
 
 
-async def _run(config: RunConfig, run: RunDirectory, progress: Recording, memory: dict[str, int]) -> None:
+async def _run(
+    config: RunConfig, run: RunDirectory, progress: Recording, memory: dict[str, int], *, own_cluster: bool
+) -> None:
     data = open_data(config, run)
     checkpoints = CheckpointStore(run.checkpoints, config.checkpoint.keep)
     checkpoint = await asyncio.to_thread(checkpoints.latest)
     progress.phase("start")
     with Recorder(run.path, tensorboard=config.logging.tensorboard) as recorder:
-        async with open_roles(config, data, run_id=run.path.name, logs=run.logs) as roles:
+        async with open_roles(config, data, run, own_cluster=own_cluster) as roles:
             driver = Driver(
                 config,
                 roles,

@@ -79,7 +79,8 @@ def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     if trained:
         metrics["reward/mean"] = float(np.mean(trained))
-        metrics["reward/std"] = float(np.std(trained, ddof=1)) if len(trained) > 1 else 0.0
+    if len(trained) > 1:
+        metrics["reward/std"] = float(np.std(trained, ddof=1))
     metrics |= {f"reward/{name}": mean for name, mean in source_means(rollouts).items()}
     return metrics | {"reward/failed": total - len(trained)}
 

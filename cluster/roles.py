@@ -26,6 +26,7 @@ from actors.scorer import Scorer
 from actors.weights import Route, Transport
 from cluster.config import RunConfig
 from cluster.driver import Data
+from cluster.run_directory import RunDirectory
 from trainers.types import TokenPrompt
 
 
@@ -45,8 +46,13 @@ class RunningRoles(Roles):
 
 
 @asynccontextmanager
-async def open_roles(config: RunConfig, data: Data, *, run_id: str, logs: Path) -> AsyncIterator[RunningRoles]:
-    """All roles started and connected; gone again when the block ends, however it ends."""
+async def open_roles(
+    config: RunConfig, data: Data, run: RunDirectory, *, own_cluster: bool
+) -> AsyncIterator[RunningRoles]:
+    """All roles started and connected; gone again when the block ends, however it ends.
+
+    On a cluster of the run's own the reward service is left to end with it.
+    """
     gpus = ray.cluster_resources().get("GPU", 0) > 0
     plan = layout(config.placement, config.generators, config.learners, gpus=gpus)
     group = await asyncio.to_thread(reserve, plan, deadline_s=min(config.timeouts.start_s, 120.0))
@@ -54,12 +60,14 @@ async def open_roles(config: RunConfig, data: Data, *, run_id: str, logs: Path) 
     deadlines = _deadlines(config)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(ray.util.remove_placement_group, group)
-        generator_actors = launch_generators(config, generator_seats(plan, group, config.generators, logs), transport)
+        generator_actors = launch_generators(
+            config, generator_seats(plan, group, config.generators, run.logs), transport
+        )
         stack.callback(generator_actors.kill)
-        learner_actors = launch_learners(config, learner_seats(plan, group, config.learners, logs))
+        learner_actors = launch_learners(config, learner_seats(plan, group, config.learners, run.logs))
         stack.callback(learner_actors.kill)
-        scorer = Scorer(config.rewards, base_dir=Path.cwd(), run_id=run_id)
-        stack.push_async_callback(scorer.close)
+        scorer = Scorer(config.rewards, base_dir=Path.cwd(), run_id=run.path.name)
+        stack.push_async_callback(scorer.close, end_service=not own_cluster)
         generators = GeneratorGroup(generator_actors, deadlines)
         learners = LearnerGroup(learner_actors, config.train, deadlines)
         turns = SharedGPUs(learners, generators, deadlines) if gpus and config.placement == "colocated" else OwnGPUs()
