@@ -11,7 +11,8 @@ It knows `trainers`, the protocols and torch; no engine.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -117,6 +118,7 @@ class FakeLearners:
         self._reference = world.weight
         self._velocity = 0.0
         self._optimizer_steps = 0
+        self.seeds: list[tuple[int, ...]] = []  # of each update
 
     async def annotate(self, samples: Sequence[Sample], needs: frozenset[Need]) -> list[AnnotatedSample]:
         """See `protocols.Learners`."""
@@ -133,6 +135,7 @@ class FakeLearners:
     async def update(self, samples: Sequence[TrainSample], *, kl_coef: float, seed: Sequence[int]) -> StepReport:
         """See `protocols.Learners`."""
         await self._world.tell("update", self._optimizer_steps)
+        self.seeds.append(tuple(seed))
         train, report = self._train, UpdateReport()
         (steps,) = pack_updates(
             samples,
@@ -158,20 +161,19 @@ class FakeLearners:
         """See `protocols.Learners`."""
         await self._world.tell("save", Path(directory).name)
         state = {"weight": self._world.weight, "velocity": self._velocity, "optimizer_steps": self._optimizer_steps}
-        Path(directory, _STATE).write_text(json.dumps(state))
+        _write(directory, _STATE, state)
 
     async def load(self, directory: str) -> None:
         """See `protocols.Learners`."""
         await self._world.tell("load", Path(directory).name)
-        state = json.loads(Path(directory, _STATE).read_text())
+        state = _read(directory, _STATE)
         self._world.weight, self._velocity = state["weight"], state["velocity"]
         self._optimizer_steps = state["optimizer_steps"]
 
     async def export(self, directory: str) -> None:
         """Write the weight as JSON."""
         await self._world.tell("export", Path(directory).name)
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        Path(directory, "model.json").write_text(json.dumps({"weight": self._world.weight}))
+        _write(directory, "model.json", {"weight": self._world.weight})
 
     def _logprobs(self, sample: Sample, weight: float) -> Float32Array:
         logprobs = distribution(weight, temperature=self._sampling.temperature).numpy()
@@ -205,10 +207,11 @@ class FakeLearners:
         mask, tokens = torch.from_numpy(batch.mask), torch.from_numpy(batch.tokens).long()
         probable = distribution(weight, temperature=self._sampling.temperature)
         logprobs = torch.where(mask, probable[torch.where(mask, tokens, 0)], 0.0).float()
+        entropy = -(probable.exp() * probable).sum().detach()
         assert batch.advantages is not None
         return PolicyTokens(
             logprobs=logprobs,
-            entropy=torch.full_like(logprobs, float(-(probable.exp() * probable).sum())).detach(),
+            entropy=entropy.float().expand_as(logprobs),
             mask=mask,
             sequence_ids=torch.arange(len(tokens))[:, None].expand_as(tokens),
             rollout_logprobs=torch.from_numpy(batch.rollout_logprobs),
@@ -227,11 +230,21 @@ class FakeLearners:
         )
 
 
+def _write(directory: str, name: str, state: dict[str, Any]) -> None:
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    Path(directory, name).write_text(json.dumps(state))
+
+
+def _read(directory: str, name: str) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads(Path(directory, name).read_text())
+    return state
+
+
 def _note_gap(report: UpdateReport, view: PolicyTokens, batch: MicroBatch) -> None:
     gap = torch.where(view.mask, (view.logprobs.detach() - view.rollout_logprobs).abs(), 0.0)
     report.add("rollout/logprob_gap_mean", Mean(float(gap.sum()), float(view.mask.sum())))
     for row, worst in enumerate(gap.amax(dim=1).tolist()):
-        if not worst <= report.gap_max:  # so that NaN is kept
+        if not (worst <= report.gap_max or math.isnan(report.gap_max)):  # so that a NaN is taken, and kept
             report.gap_max, report.gap_at = worst, int(batch.order[row])
 
 
@@ -264,7 +277,6 @@ class FakeScorer:
         self._world = world
         self._normalize = normalize
         self._statistics = RunningNormalizer()
-        self._pending: list[float] = []
         self.cause_of: Callable[[ScoreRequest, int], str | None] = _scored
 
     async def score(self, request: ScoreRequest) -> GroupScores:
@@ -275,7 +287,6 @@ class FakeScorer:
             text.count("b") / max(len(text), 1) if cause is None else None
             for text, cause in zip(request.completions, causes, strict=True)
         )
-        self._pending += [share for share in shares if share is not None]
         await self._world.tell("scored", request.prompt.line)
         return GroupScores(
             rewards={"share": shares},
@@ -283,18 +294,17 @@ class FakeScorer:
             failures=tuple(ScoreFailure("share", cause) for cause in causes if cause is not None),
         )
 
-    def end_step(self) -> None:
-        """The step's scores enter the statistics."""
-        self._statistics, self._pending = self._statistics.updated(self._pending), []
+    def end_step(self, rewards: Sequence[Mapping[str, Sequence[float | None]]]) -> None:
+        """See `protocols.Scorer`."""
+        self._statistics = self._statistics.updated(score for group in rewards for score in group["share"])
 
     def state(self) -> dict[str, Any]:
         """See `protocols.Scorer`."""
-        return {"statistics": self._statistics.state(), "pending": sorted(self._pending)}
+        return {"statistics": self._statistics.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `protocols.Scorer`."""
         self._statistics = RunningNormalizer.from_state(state["statistics"])
-        self._pending = list(state["pending"])
 
     def _trained(self, share: float | None) -> float | None:
         return self._statistics.normalized(share) if share is not None and self._normalize else share

@@ -116,7 +116,7 @@ def pack_updates(
             tokens = sum(int(s.sample.mask.sum()) for s in chosen)
             sequences = sum(bool(s.sample.mask.any()) for s in chosen)
             for shard, cuts in enumerate(split):
-                batches = tuple(_train_batch(chosen, indices) for indices in cuts)
+                batches = tuple(_train_batch(samples, [int(part[i]) for i in indices]) for indices in cuts)
                 result[shard].append(
                     OptimizerStep(micro_batches=batches, total_tokens=tokens, total_sequences=sequences)
                 )
