@@ -12,6 +12,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -150,8 +151,14 @@ class TrainingEngine:
             raise RuntimeError(f"no learner checkpoint in {directory}")
 
     def offload(self) -> None:
-        """Move everything to host memory, to leave the GPU to a generator."""
-        self._engine.offload_states()
+        """Move all but the weights to host memory, to leave the GPU to a generator; forward passes still work."""
+        states = (
+            OffloadStateTypeEnum.optim_states,
+            OffloadStateTypeEnum.hp_params,
+            OffloadStateTypeEnum.lp_grads,
+            OffloadStateTypeEnum.contiguous_grad_buffer,
+        )
+        self._engine.offload_states(include=states)
 
     def reload(self) -> None:
         """Undo `offload`."""

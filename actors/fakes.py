@@ -313,6 +313,8 @@ class FakeScorer:
 class FakeTurns:
     """Implements `protocols.Turns`: only says whose turn it is."""
 
+    shared = False
+
     def __init__(self, world: World) -> None:
         self._world = world
 

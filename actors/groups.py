@@ -233,6 +233,8 @@ async def _gather_canaries(actor: Any, requests: Sequence[GenerateRequest]) -> l
 class OwnGPUs:
     """Implements `protocols.Turns` for split placement, and for the CPU: nobody waits for anybody."""
 
+    shared = False
+
     async def learn(self) -> None:
         """Nothing to do."""
 
@@ -242,6 +244,8 @@ class OwnGPUs:
 
 class SharedGPUs:
     """Implements `protocols.Turns` for colocated placement on GPUs."""
+
+    shared = True
 
     def __init__(self, learners: LearnerGroup, generators: GeneratorGroup, deadlines: Deadlines) -> None:
         self._learners = learners.actors

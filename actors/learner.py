@@ -6,6 +6,7 @@ protocol and DeepSpeed only through `deepspeed_engine.py`.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -197,11 +198,12 @@ class Learner:
 
 def _note_gap(report: UpdateReport, batch: MicroBatch, gap: Tensor, mask: Tensor) -> None:
     """Keep mean and largest difference between trainer and generator at the same weights."""
-    if not bool(mask.any()):
+    if not bool(mask.any()) or math.isnan(report.gap_max):
         return
     chosen = torch.where(mask, gap, 0.0)
     report.add("rollout/logprob_gap_mean", Mean(float(chosen.sum()), float(mask.sum())))
     by_row = chosen.max(dim=1).values
-    row = int(by_row.argmax())
-    if not float(by_row[row]) <= report.gap_max:  # so that NaN is kept
-        report.gap_max, report.gap_at = float(by_row[row]), int(batch.order[row])
+    row = int(by_row.argmax())  # NaN counts as the largest
+    worst = float(by_row[row])
+    if math.isnan(worst) or worst > report.gap_max:
+        report.gap_max, report.gap_at = worst, int(batch.order[row])

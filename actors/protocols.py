@@ -1,4 +1,4 @@
-"""What the driver sees of the roles: three protocols, all asynchronous, every call with a deadline inside.
+"""What the driver sees of the roles: five protocols, all asynchronous, every call with a deadline inside.
 
 The driver is tested against the small fakes of `fakes.py`; on a cluster `groups.py` implements them over Ray.
 """
@@ -78,7 +78,15 @@ class Scorer(Protocol):
 
 
 class Turns(Protocol):
-    """Who has the GPUs, where generators and learners share them; on GPUs of their own nothing happens."""
+    """Who has the GPUs, where generators and learners share them; on GPUs of their own nothing happens.
+
+    After `generate` the generators write nothing until weights are published to them.
+    """
+
+    @property
+    def shared(self) -> bool:
+        """Whether they take turns at all."""
+        ...
 
     async def learn(self) -> None:
         """The generators sleep, the learners take the GPUs."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -110,13 +110,14 @@ class ActorGroup:
             asyncio.ensure_future(self._result(call(actor, rank), rank, phase, deadline_s))
             for rank, actor in enumerate(self.actors)
         ]
-        done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_EXCEPTION)
-        if pending:
-            late, pending = await asyncio.wait(pending, timeout=_GRACE_S)
-            done |= late
-            for wait in pending:
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_EXCEPTION)
+            await asyncio.wait(waits, timeout=_GRACE_S)
+        finally:
+            for wait in waits:
                 wait.cancel()
-        failures = [error for wait in done if (error := wait.exception()) is not None]
+            await asyncio.wait(waits)
+        failures = [error for wait in waits if not wait.cancelled() and (error := wait.exception()) is not None]
         if failures:
             raise _most_telling(failures)
         return [wait.result() for wait in waits]
@@ -134,12 +135,14 @@ class ActorGroup:
         log = str(self.logs[rank])
         try:
             return await asyncio.wait_for(ref, deadline_s)
-        except TimeoutError:
-            kind, message = "Timeout", f"no answer within {deadline_s:.0f} s"
-        except RayTaskError as error:
+        except RayTaskError as error:  # before TimeoutError, which it may be too: Ray gives it its cause's type
             kind, message = type(error.cause).__name__, str(error.cause) or "(no message)"
         except ActorDiedError as error:
             kind, message = "ActorDied", _died(error)
+        except RayError as error:
+            kind, message = type(error).__name__, str(error)
+        except TimeoutError:
+            kind, message = "Timeout", f"no answer within {deadline_s:g} s"
         raise RoleError(role=self.role, rank=rank, phase=phase, kind=kind, message=message, log=log)
 
 

@@ -319,6 +319,13 @@ def _batch_problems(config: RunConfig) -> Iterator[Problem]:
             "train.warmup_steps",
             f"the warm-up of {train.warmup_steps} optimizer steps is longer than the run, which has {updates}",
         )
+    kl = config.algorithm.kl
+    if kl.controller == "adaptive" and samples > 5 * kl.horizon:
+        yield Problem(
+            "algorithm.kl.horizon",
+            f"{samples} samples a step are more than five horizons, so that one step could turn the coefficient "
+            f"negative; use at least {-(-samples // 5)}",
+        )
     if n == 1:
         yield Problem(
             "sampling.n",

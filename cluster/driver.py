@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, time
 from typing import Any, Protocol, TypeVar
 
 from actors.messages import StepReport
@@ -21,6 +21,7 @@ from actors.protocols import Roles
 from cluster.buffer import RolloutBuffer, Stream
 from cluster.checkpoint import Checkpoint, CheckpointStore, DriverState
 from cluster.config import RunConfig
+from cluster.files import RunDirectoryError
 from cluster.groups import Encoder, GroupProducer
 from cluster.measures import Clock, StepFacts, eval_metrics, step_metrics
 from cluster.progress import Progress
@@ -102,7 +103,7 @@ class Driver:
 
     async def restore(self, checkpoint: Checkpoint, state: DriverState) -> None:
         """Put everything back as it was after the checkpoint's step."""
-        await self._roles.learners.load(str(checkpoint.path))
+        await self._in_learners_turn(self._roles.learners.load(str(checkpoint.path)))
         self._step = self._saved_step = state.step
         self._version = state.policy_version
         self._optimizer_steps = state.optimizer_steps
@@ -123,7 +124,7 @@ class Driver:
         )
         try:
             if self._step == 0 and self._data.eval_prompts:
-                self._note({"step": 0.0} | await self._unless_stopped(self._evaluate()))
+                self._note({"step": 0} | await self._unless_stopped(self._evaluate()))
             while self._step < train.steps:
                 await self._one_step(buffer)
             await self._save(buffer)
@@ -199,7 +200,8 @@ class Driver:
         if config.checkpoint.every and step % config.checkpoint.every == 0 and not last:
             await self._save(buffer)
 
-    def _note(self, metrics: Mapping[str, float]) -> None:
+    def _note(self, measured: Mapping[str, float]) -> None:
+        metrics = {"step": measured["step"], "time": time()} | measured
         self._sinks.recorder.step(metrics)
         self._sinks.progress.step(metrics)
 
@@ -237,7 +239,9 @@ class Driver:
         self._sinks.progress.phase("checkpoint")
         store = self._sinks.checkpoints
         directory = await asyncio.to_thread(store.begin, self._step)
-        await self._roles.learners.save(str(directory))
+        await self._in_learners_turn(self._roles.learners.save(str(directory)))
+        if self._roles.turns.shared:
+            await self._roles.weights.publish(self._version)
         state = DriverState(
             step=self._step,
             policy_version=self._version,
@@ -247,8 +251,22 @@ class Driver:
             stream=buffer.cursor(),
             scorer=self._roles.scorer.state(),
         )
-        await asyncio.wait_for(asyncio.to_thread(store.commit, self._step, state), self._config.timeouts.save_s)
+        deadline = self._config.timeouts.save_s
+        try:
+            await asyncio.wait_for(asyncio.to_thread(store.commit, self._step, state), deadline)
+        except TimeoutError:
+            message = f"the checkpoint of step {self._step} was not written within {deadline:g} s (timeouts.save_s)"
+            raise RunDirectoryError(message) from None
         self._saved_step = self._step
+
+    async def _in_learners_turn(self, work: Awaitable[None]) -> None:
+        """Work of the learners outside of a step's updates; on shared GPUs the generators sleep meanwhile."""
+        if not self._roles.turns.shared:
+            await work
+            return
+        await self._roles.turns.learn()
+        await work
+        await self._roles.turns.generate()
 
     def _needs(self) -> frozenset[Any]:
         """What must be computed before the update; old log-probabilities only where it is not exactly on-policy."""

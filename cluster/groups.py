@@ -14,6 +14,7 @@ import numpy as np
 
 from actors.messages import GroupScores, ScoreRequest
 from actors.protocols import Roles
+from actors.reward_config import reward_names
 from cluster.config import RunConfig
 from trainers.seeds import derive_seed
 from trainers.types import Prompt, Rollout, TokenPrompt
@@ -38,7 +39,8 @@ class GroupProducer:
         self._config = config
         self._roles = roles
         self._encoder = encoder
-        self._causes: list[str] = []
+        self._causes: dict[str, list[str]] = {}  # why scores of a group could not be had, by its id
+        self._trained = {name for name, r in zip(reward_names(config.rewards), config.rewards, strict=True) if r.weight}
         self.written_at = 0.0  # monotonic time of the latest completion
 
     async def produce(self, id: str, prompt: Prompt, *, n: int) -> Rollout:
@@ -49,16 +51,18 @@ class GroupProducer:
         completions = await self._roles.generators.generate(token_prompt, self._config.sampling, seeds)
         self.written_at = monotonic()
         scores = await self._score(ScoreRequest(prompt=prompt, completions=tuple(c.text for c in completions)))
-        self._causes += [f"{failure.name}: {failure.cause}" for failure in scores.failures]
+        self._causes[id] = [f"{f.name}: {f.cause}" for f in scores.failures if f.name in self._trained]
         return Rollout(prompt=token_prompt, completions=completions, rewards=scores.rewards, reward=scores.reward)
 
     def refuse_failed(self, rollouts: Sequence[Rollout], *, step: int) -> None:
         """Raise `RewardsFailedError` with the first cause where more of a step failed than is allowed."""
-        causes, self._causes = self._causes, []
+        causes = [cause for rollout in rollouts for cause in self._causes.get(rollout.prompt.id, ())]
+        self._causes = {}
         total = sum(len(r.reward) for r in rollouts)
         failed = sum(reward is None for r in rollouts for reward in r.reward)
         allowed = self._config.train.max_failed_fraction
-        if failed == total or failed > allowed * total:
+        too_few = total - failed < self._config.train.updates_per_step
+        if too_few or failed == total or failed > allowed * total:
             raise RewardsFailedError(
                 f"{failed} of {total} samples of step {step} could not be scored (allowed: {allowed:.0%} of a step, "
                 f"train.max_failed_fraction); first cause: {causes[0] if causes else 'unknown'}"
@@ -69,5 +73,5 @@ class GroupProducer:
         try:
             return await asyncio.wait_for(self._roles.scorer.score(request), deadline)
         except TimeoutError:
-            message = f"the reward service gave no answer within {deadline:.0f} s (timeouts.reward_s)"
+            message = f"the reward service gave no answer within {deadline:g} s (timeouts.reward_s)"
             raise RewardsFailedError(message) from None

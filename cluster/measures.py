@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from actors.messages import Proof, StepReport
+from trainers.algorithms.base import WEIGHT_MOMENTS, Mean
 from trainers.types import Rollout, TrainSample
 
 
@@ -48,7 +49,8 @@ def step_metrics(facts: StepFacts) -> dict[str, float]:
     metrics |= reward_metrics(facts.rollouts)
     if facts.kl_coef is not None:
         metrics["kl/coef"] = facts.kl_coef
-    metrics |= {name: mean.value for name, mean in report.metrics.items()}
+    metrics |= {name: mean.value for name, mean in report.metrics.items() if name not in WEIGHT_MOMENTS}
+    metrics |= effective_sample_size(report.metrics)
     metrics |= {
         "policy/loss": report.loss,
         "policy/grad_norm": report.grad_norm,
@@ -70,6 +72,14 @@ def step_metrics(facts: StepFacts) -> dict[str, float]:
         "throughput/tokens_per_s": tokens / clock.step if clock.step else 0.0,
     }
     return metrics
+
+
+def effective_sample_size(metrics: Mapping[str, Mean]) -> dict[str, float]:
+    """`importance/ess`: (mean w)² / mean w², what share of the tokens the weighted ones are worth."""
+    first, second = (metrics.get(name) for name in WEIGHT_MOMENTS)
+    if first is None or second is None or second.value == 0:
+        return {}
+    return {"importance/ess": first.value**2 / second.value}
 
 
 def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -53,7 +53,7 @@ class TrainConfig(Config):
     learning_rate: float = Field(default=1e-6, ge=0)
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes on after the warm-up; linear and cosine reach 0 at the last optimizer step."""
+    """How the learning rate goes on after the warm-up; linear and cosine reach 0 after the last optimizer step."""
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps over which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0)

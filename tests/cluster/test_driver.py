@@ -155,7 +155,7 @@ async def test_evaluations_at_the_beginning_every_k_steps_and_at_the_end(tmp_pat
     assert list(evaluated) == [0, 2, 4, 5]
     assert len(set(evaluated.values())) == 1  # the same weights and the same seeds
     assert [row["step"] for row in run.metrics] == list(range(6))
-    assert [set(row) for row in run.metrics if row["step"] == 0] == [{"step", "eval/reward_mean", "eval/share"}]
+    assert [set(row) for row in run.metrics if row["step"] == 0] == [{"step", "time", "eval/reward_mean", "eval/share"}]
     ids = [e.what for e in run.world.events if e.kind == "generate" and str(e.what).startswith("eval-")]
     assert ids == ["eval-000000", "eval-000001", "eval-000002"] * 4
 
@@ -268,7 +268,6 @@ async def test_a_logprob_gap_below_the_threshold_is_recorded(tmp_path: Path) -> 
     assert run.column("rollout/logprob_gap_mean") == pytest.approx([0.0005], abs=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="causes of the evaluation before step 1 are kept, and named for step 1")
 async def test_the_first_cause_is_the_steps_own(tmp_path: Path) -> None:
     run = new_run(tmp_path, evaluate=1, train={"prompts_per_step": PROMPTS, "max_failed_fraction": 0})
     causes = iter(["in the evaluation", "in the step"])

@@ -164,7 +164,7 @@ def test_a_run_writes_what_the_interface_promises(straight: Path, workspace: Wor
     assert (record["state"], record["step"], record["error"]) == ("succeeded", STEPS, None)
     lines = metrics(straight)
     assert [line["step"] for line in lines] == list(range(STEPS + 1))
-    assert set(lines[0]) == {"step", "eval/reward_mean", "eval/digits", "eval/model"}
+    assert set(lines[0]) == {"step", "time", "eval/reward_mean", "eval/digits", "eval/model"}
     last = lines[-1]
     for key in ("reward/mean", "reward/std", "reward/digits", "reward/model", "kl/mean", "kl/coef", "policy/loss"):
         assert key in last
@@ -267,7 +267,9 @@ def test_a_learning_rate_of_zero_changes_nothing(workspace: Workspace) -> None:
 
 def test_a_reward_that_fails_ends_the_run_with_its_cause(workspace: Workspace) -> None:
     rewards = [{"type": "function", "path": "rewards.py:fails"}]
-    process = workspace.start(workspace.config("failing", rewards=rewards, data={"prompts": "prompts.jsonl"}))
+    process = workspace.start(
+        workspace.config("failing", rewards=rewards, data={"prompts": "prompts.jsonl", "max_prompt_tokens": 64})
+    )
     assert process.wait() == 1
     error = json.loads((workspace.run_of("failing") / "run.json").read_text())["error"]
     assert error["type"] == "RewardsFailedError"

@@ -17,6 +17,10 @@ from trainers.types import AnnotatedSample, TrainSample
 Need: TypeAlias = Literal["old_logprobs", "ref_logprobs"]
 
 
+WEIGHT_MOMENTS = ("importance/weight", "importance/weight_squared")
+"""Metrics from which the effective sample size is made; not shown themselves."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mean:
     """A metric as a sum and what it is divided by, both additive over micro-batches and ranks.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trainers.advantages import group_advantages, leave_one_out_advantages
-from trainers.algorithms.base import LossOutput, Mean, Need, PolicyTokens, Totals
+from trainers.algorithms.base import WEIGHT_MOMENTS, LossOutput, Mean, Need, PolicyTokens, Totals
 from trainers.algorithms.config import GRPOConfig
 from trainers.config import ImportanceConfig
 from trainers.kl import kl_estimate, kl_limited_fraction
@@ -79,6 +79,7 @@ class GRPO:
             )
             surrogate = surrogate * weights
             metrics["importance/clipped_fraction"] = _mean(weights >= self.importance.cap, mask)
+            metrics |= {name: _mean(weights**power, mask) for power, name in enumerate(WEIGHT_MOMENTS, start=1)}
         loss = self._aggregate(surrogate, batch, totals)
         if batch.ref_logprobs is not None:
             penalty = kl_estimate(batch.logprobs, batch.ref_logprobs, config.kl.estimator)
