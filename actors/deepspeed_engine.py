@@ -19,6 +19,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from actors.config import LearnerConfig
 from actors.weights import TensorInfo
 from trainers.config import TrainConfig
+from trainers.errors import Problem, UserError
 from trainers.schedule import learning_rate_factor
 
 _GATHER_BYTES = 256 << 20  # ZeRO-3 weights are made whole in groups of about this size
@@ -26,11 +27,14 @@ _TAG = "learner"
 
 
 def engine_config(learner: LearnerConfig, *, dtype: str, max_grad_norm: float) -> dict[str, Any]:
-    """DeepSpeed's configuration for our settings.
+    """DeepSpeed's configuration for our settings; `UserError` for the one that DeepSpeed gets wrong.
 
     >>> engine_config(LearnerConfig(zero_stage=1), dtype="float32", max_grad_norm=1.0)["zero_optimization"]["stage"]
     1
     """
+    if dtype == "bfloat16" and learner.zero_stage == 0:  # its optimizer takes a step of its own before the first
+        message = "0 keeps no float32 master weights for a bfloat16 policy; set 1, or policy.dtype: float32"
+        raise UserError([Problem("learners.zero_stage", message)])
     zero: dict[str, Any] = {"stage": learner.zero_stage, "overlap_comm": False, "contiguous_gradients": True}
     if learner.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}

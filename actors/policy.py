@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from actors.config import PolicyConfig
 from trainers.logprobs import token_logprobs
@@ -15,16 +15,18 @@ from trainers.logprobs import token_logprobs
 
 def load_model(policy: PolicyConfig, *, gradient_checkpointing: bool = False) -> nn.Module:
     """The causal language model in the policy's type, dropout off (rollouts have none, so training must not)."""
+    config = AutoConfig.from_pretrained(policy.model, trust_remote_code=False)
+    config.use_cache = False
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)  # before the model is made: its modules keep the number, or ask the config
     model: Any = AutoModelForCausalLM.from_pretrained(
-        policy.model, dtype=getattr(torch, policy.dtype), trust_remote_code=False, use_safetensors=True
+        policy.model,
+        config=config,
+        dtype=getattr(torch, policy.dtype),
+        trust_remote_code=False,
+        use_safetensors=True,
     )
-    model.config.use_cache = False
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
-        if name in model.config.to_dict():
-            setattr(model.config, name, 0.0)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trained: nn.Module = model.train()

@@ -11,11 +11,12 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 from vllm import EngineArgs, SamplingParams
 from vllm.config import WeightTransferConfig
+from vllm.exceptions import VLLMClientError
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -25,23 +26,26 @@ from trainers.config import SamplingConfig
 from trainers.types import Completion, FinishReason
 
 _T = TypeVar("_T")
+_Command: TypeAlias = tuple[Callable[[], None], Sequence[Future[Any]]]  # and who waits for it
 
 
 class VllmEngine:
     """A running engine. All methods may be called from any thread; results are futures.
 
-    After an engine step has raised, every pending and later call fails with that exception.
+    After an engine step has raised, every pending and later call fails with that exception; after `close` likewise.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._pending: dict[str, tuple[Future[Completion], int]] = {}
         self._paused = False
         self._policy_version = -1
         self._failure: BaseException | None = None
+        self._failing = threading.Lock()  # no command may slip in behind the last
         self._engine: Any = None
         self._ready: Future[None] = Future()
+        self._ready.set_running_or_notify_cancel()
         self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
         self._thread.start()
 
@@ -102,37 +106,47 @@ class VllmEngine:
         self._paused = paused
 
     def _submit(self, command: Callable[[], None], futures: Sequence[Future[Any]]) -> None:
-        if self._failure is not None:
-            for future in futures:
-                future.set_exception(self._failure)
-            return
-        self._commands.put(command)
+        for future in futures:
+            future.set_running_or_notify_cancel()  # from now on nobody can cancel it under the engine's hands
+        with self._failing:
+            if self._failure is None:
+                self._commands.put((command, futures))
+                return
+        _fail(futures, self._failure)
 
     def _run(self) -> None:
         try:
             self._engine = build_engine(self._spec)
         except BaseException as error:  # noqa: BLE001 - boundary: reported through `ready`
-            self._failure = error
             self._ready.set_exception(error)
+            self._end(error)
             return
         self._ready.set_result(None)
         try:
             self._loop()
+            self._end(RuntimeError("the engine is closed"))
         except BaseException as error:  # noqa: BLE001 - boundary: every waiting request is told
-            self._failure = error
-            for future, _ in self._pending.values():
-                future.set_exception(error)
+            self._end(error)
         finally:
             self._engine.engine_core.shutdown()
+
+    def _end(self, failure: BaseException) -> None:
+        """Tell everyone who waits, and who will."""
+        with self._failing:
+            self._failure = failure
+        _fail([future for future, _ in self._pending.values()], failure)
+        while not self._commands.empty():
+            if (queued := self._commands.get()) is not None:
+                _fail(queued[1], failure)
 
     def _loop(self) -> None:
         while True:
             stepping = bool(self._pending) and not self._paused
             try:
-                command = self._commands.get(block=not stepping)
-                if command is None:
+                queued = self._commands.get(block=not stepping)
+                if queued is None:
                     return
-                command()
+                queued[0]()
                 continue
             except queue.Empty:
                 pass
@@ -145,7 +159,10 @@ class VllmEngine:
         params = sampling_params(request.sampling, seed=request.seeds[index])
         try:
             self._engine.add_request(key, {"prompt_token_ids": request.prompt.tolist()}, params)
-        except ValueError as error:  # vLLM refuses the request, for instance one longer than the context
+        except VLLMClientError as error:  # refused, for instance because it is longer than the context
+            future.set_exception(ValueError(str(error)))
+            return
+        except Exception as error:  # noqa: BLE001 - boundary: handed to who waits
             future.set_exception(error)
             return
         self._pending[key] = (future, self._policy_version)
@@ -164,6 +181,12 @@ class VllmEngine:
                 policy_version=version,
             )
         )
+
+
+def _fail(futures: Sequence[Future[Any]], failure: BaseException) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(failure)
 
 
 def sampling_params(sampling: SamplingConfig, *, seed: int) -> SamplingParams:

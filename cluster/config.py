@@ -350,6 +350,8 @@ def _engine_problems(config: RunConfig) -> Iterator[Problem]:
         )
     if learners.offload == "all" and learners.zero_stage != 3:
         yield Problem("learners.offload", "all needs learners.zero_stage: 3; use optimizer with stages 1 and 2")
+    if config.policy.dtype == "bfloat16" and learners.zero_stage == 0:
+        yield Problem("learners.zero_stage", "0 works in float32 only; use 1, 2 or 3 with policy.dtype: bfloat16")
     if learners.offload == "optimizer" and learners.zero_stage == 0:
         yield Problem("learners.offload", "optimizer needs learners.zero_stage 1, 2 or 3")
     transport = config.sync.transport

@@ -6,7 +6,7 @@ It makes what `examples/arithmetic/grpo.yaml` names and runs that file as `rlhf 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from cluster.config import load_config
@@ -76,12 +76,16 @@ def prepare(console: Console, watch: Stopwatch) -> None:
             if (MODELS / name / "config.json").exists():
                 continue
             task = bar.add_task(f"making the {name} model" if name == "reward" else "instruction-tuning the policy")
-            partial = MODELS / f".{name}.partial"
+            unfinished = MODELS / f".{name}.partial"
             with watch.part(f"make {name}"):
-                make(partial, progress=lambda done, total, task=task: bar.update(task, completed=done, total=total))
-            partial.rename(MODELS / name)
+                make(unfinished, progress=_showing(bar, task))
+            unfinished.rename(MODELS / name)
     write_prompts(MODELS / "prompts.jsonl", _PROMPTS, seed=0)
     write_prompts(MODELS / "held_out.jsonl", _HELD_OUT, seed=0, held_out=True)
+
+
+def _showing(bar: Progress, task: TaskID) -> Callable[[int, int], None]:
+    return lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def report(outcome: Outcome, watch: Stopwatch, console: Console) -> None:

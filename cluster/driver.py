@@ -201,7 +201,7 @@ class Driver:
             await self._save(buffer)
 
     def _note(self, measured: Mapping[str, float]) -> None:
-        metrics = {"step": measured["step"], "time": time()} | measured
+        metrics = {"step": measured["step"], "time": time(), **measured}
         self._sinks.recorder.step(metrics)
         self._sinks.progress.step(metrics)
 

@@ -14,6 +14,7 @@ OFFLINE = {
     "VLLM_NO_USAGE_STATS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "RAY_worker_niceness": "0",  # beside other work of the machine, deadlines would pass
 }
 os.environ.update(OFFLINE)
 

@@ -97,7 +97,13 @@ def token_prompt(name: str, seed: int) -> TokenPrompt:
 
 
 def group_request(
-    name: str, prompt: np.ndarray[Any, Any], seeds: Sequence[int], *, temperature: float = 1.0, max_tokens: int = 8, **more: Any
+    name: str,
+    prompt: np.ndarray[Any, Any],
+    seeds: Sequence[int],
+    *,
+    temperature: float = 1.0,
+    max_tokens: int = 8,
+    **more: Any,
 ) -> GenerateRequest:
     sampling = SamplingConfig(n=len(seeds), temperature=temperature, max_tokens=max_tokens, **more)
     return GenerateRequest(id=name, prompt=prompt, sampling=sampling, seeds=tuple(seeds))
@@ -157,7 +163,10 @@ def bench(logs: Path) -> Iterator[Callable[..., Any]]:
 @contextmanager
 def generator_actors(spec: EngineSpec, logs: Path, *, cls: type[Generator] = Generator) -> Iterator[ActorGroup]:
     """One generator, not started."""
-    with seats(generators=1, logs=logs) as (taken, _), launched("generator", taken, lambda s, _: launch(cls, s, spec)) as group:
+    with (
+        seats(generators=1, logs=logs) as (taken, _),
+        launched("generator", taken, lambda s, _: launch(cls, s, spec)) as group,
+    ):
         yield group
 
 
@@ -189,7 +198,9 @@ def run(wait: Coroutine[Any, Any, _T]) -> _T:
     return asyncio.run(wait)
 
 
-def learner_spec(model: Path, *, train: TrainConfig, learners: LearnerConfig, algorithm: Any, **more: Any) -> LearnerSpec:
+def learner_spec(
+    model: Path, *, train: TrainConfig, learners: LearnerConfig, algorithm: Any, **more: Any
+) -> LearnerSpec:
     fields: dict[str, Any] = {
         "policy": PolicyConfig(model=str(model), dtype="float32"),
         "temperature": 0.7,

@@ -116,7 +116,7 @@ class Process:
 
     def left_behind(self) -> list[str]:
         """Processes that this run started (they inherit its environment) and that still live."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while (found := list(self._alive())) and time.monotonic() < deadline:
             time.sleep(0.2)
         return found

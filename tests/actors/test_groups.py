@@ -1,0 +1,252 @@
+"""The roles as the driver uses them: the balance between replicas, and weight sync end to end with its proofs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from actors.config import LearnerConfig
+from actors.generator import Generator
+from actors.groups import GeneratorGroup, LearnerGroup, WeightSynchronizer
+from actors.learner import Learner
+from actors.messages import GenerateRequest
+from actors.remote import ActorGroup, RoleError, launch
+from actors.weights import GeneratorClient, ObjectStoreSender, Route, WeightSyncError
+from trainers.algorithms.config import GRPOConfig, KLConfig
+from trainers.config import SamplingConfig, TrainConfig
+from trainers.types import AnnotatedSample, Completion, Sample, TrainSample, to_sample
+
+tiny.by_value(__name__)
+
+ROUTE = Route(transport="ray", deadline_s=60)
+SAMPLING = SamplingConfig(n=4, temperature=0.7, max_tokens=12)
+VICTIM = "model.layers.1.mlp.up_proj.weight"
+
+
+class Replica:
+    """Stands for a generator's handle; writes when it is let."""
+
+    def __init__(self) -> None:
+        self.requests: list[GenerateRequest] = []
+        self.let = asyncio.Event()
+        self.generate = self
+
+    async def remote(self, request: GenerateRequest) -> tuple[Completion, ...]:
+        self.requests.append(request)
+        await self.let.wait()
+        if request.seeds == (13,):
+            raise OSError("bad luck")
+        return ()
+
+
+async def test_the_least_busy_replica_writes() -> None:
+    """Groups of 4, 1, 1, 3: to replica 0, then 1 twice, then 1 (2 of its own against 4); then all are free again."""
+    replicas = [Replica(), Replica()]
+    group = GeneratorGroup(ActorGroup("generator", replicas, [Path("0"), Path("1")]), tiny.DEADLINES)  # type: ignore[arg-type]
+    prompt = tiny.token_prompt("p", 0)
+    tasks = []
+    for seeds in (range(4), [7], [8], range(3)):
+        tasks.append(asyncio.create_task(group.generate(prompt, SAMPLING, seeds)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    for replica in replicas:
+        replica.let.set()
+    await asyncio.gather(*tasks)
+    assert [[r.seeds for r in replica.requests] for replica in replicas] == [[(0, 1, 2, 3)], [(7,), (8,), (0, 1, 2)]]
+    assert len({r.id for replica in replicas for r in replica.requests}) == 4
+    with pytest.raises(OSError, match="bad luck"):  # an error frees the replica too
+        await group.generate(prompt, SAMPLING, [13])
+    await group.generate(prompt, SAMPLING, [1])
+    assert [len(replica.requests) for replica in replicas] == [3, 3]
+
+
+class Unreliable(Generator):
+    """A generator that can be told to fail in an update, or to go back to its old weights behind everybody's back."""
+
+    _fault = ""
+    _old: Sequence[dict[str, Any]] = ()
+    _new: Sequence[dict[str, Any]] = ()
+    _claimed: Sequence[dict[str, str]] = ()
+
+    async def misbehave(self, fault: str) -> None:
+        self._fault = fault
+
+    async def start_weight_update(self) -> None:
+        self._old, self._new = self._new, []
+        await super().start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        if self._fault == "no memory":
+            raise MemoryError("the device is full")
+        self._new = [*self._new, update_info]
+        await super().update_weights(update_info)
+
+    async def finish_weight_update(self) -> None:
+        await super().finish_weight_update()
+        self._claimed = await super().received_digests()
+        if self._fault == "stale":
+            await super().start_weight_update()
+            for chunk in self._old:
+                await super().update_weights(chunk)
+            await super().finish_weight_update()
+
+    async def received_digests(self) -> list[dict[str, str]]:
+        return list(self._claimed)
+
+
+class TamperingClient(GeneratorClient):
+    """Flips a bit of one tensor after its digest was taken."""
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        for i, name in enumerate(update_info["names"]):
+            if name == VICTIM:
+                buffer = update_info["buffers"][i].copy()
+                buffer[17] ^= 1
+                update_info["buffers"][i] = buffer
+        super().update_weights(update_info)
+
+
+class Tampered(Learner):
+    """A learner that can be told to send over a bad line."""
+
+    def tamper(self, generators: Sequence[Any]) -> None:
+        client = TamperingClient(generators, deadline_s=60)
+        self._sender = ObjectStoreSender(self._policy.weights(), client, rank=0)
+
+
+@dataclass(frozen=True)
+class Stage:
+    model: Path
+    learners: LearnerGroup
+    generators: GeneratorGroup
+    sync: WeightSynchronizer
+    versions: Iterator[int] = field(default_factory=count)
+
+    def publish(self) -> Any:
+        return tiny.run(self.sync.publish(next(self.versions)))
+
+    def tell_generator(self, fault: str) -> None:
+        tiny.run(self.generators.actors.each("test", lambda a, _: a.misbehave.remote(fault), deadline_s=60))
+
+    def tell_learner(self) -> None:
+        handles = list(self.generators.actors.actors)
+        tiny.run(self.learners.actors.each("test", lambda a, _: a.tamper.remote(handles), deadline_s=60))
+
+
+@pytest.fixture(scope="module")
+def stage(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    model, logs = (tmp_path_factory.mktemp(name) for name in ("policy", "logs"))
+    tiny.make_policy(model, tied=True)
+    spec = tiny.learner_spec(
+        model,
+        train=TrainConfig(learning_rate=0.01, max_tokens_per_microbatch=200),
+        learners=LearnerConfig(zero_stage=3),
+        algorithm=GRPOConfig(type="grpo", kl=KLConfig(coef=0)),
+        temperature=SAMPLING.temperature,
+    )
+    engine = tiny.engine_spec(model)
+    canaries = [tiny.token_prompt(f"canary{i}", 100 + i) for i in range(3)]
+    with (
+        tiny.seats(learners=1, generators=1, logs=logs) as (for_generators, for_learners),
+        tiny.launched("generator", for_generators, lambda s, _: launch(Unreliable, s, engine)) as generating,
+        tiny.launched(
+            "learner", for_learners, lambda s, r: launch(Tampered, s, spec, rank=r, world_size=1)
+        ) as learning,
+    ):
+        learners = LearnerGroup(learning, spec.train, tiny.DEADLINES)
+        generators = GeneratorGroup(generating, tiny.DEADLINES)
+        sync = WeightSynchronizer(
+            learners, generators, canaries, sampling=SAMPLING, max_gap=1e-3, deadlines=tiny.DEADLINES
+        )
+        tiny.run(start(learners, generators))
+        yield Stage(model, learners, generators, sync)
+
+
+async def start(learners: LearnerGroup, generators: GeneratorGroup) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(learners.start())
+        tasks.create_task(generators.start())
+
+
+@pytest.fixture
+def connected(stage: Stage) -> Stage:
+    """Over a line in good order."""
+    stage.tell_generator("")
+    tiny.run(stage.sync.connect(ROUTE))
+    return stage
+
+
+def rollouts(stage: Stage) -> list[Sample]:
+    prompt = tiny.token_prompt("p", 5)
+    group = tiny.run(stage.generators.generate(prompt, SAMPLING, range(4)))
+    return [to_sample(prompt, c, id=f"p/{i}", reward=1.0) for i, c in enumerate(group)]
+
+
+def learn(stage: Stage) -> None:
+    """One step with a large learning rate."""
+    samples = [
+        TrainSample(annotated=AnnotatedSample(sample=s), advantages=s.mask * np.float32((-1) ** i))
+        for i, s in enumerate(rollouts(stage))
+    ]
+    tiny.run(stage.learners.update(samples, kl_coef=0.0, seed=(0,)))
+
+
+def largest_gap(stage: Stage, samples: list[Sample]) -> float:
+    expected = tiny.run(stage.learners.logprobs(samples))
+    return max(float(np.abs(e - s.rollout_logprobs)[s.mask].max()) for e, s in zip(expected, samples, strict=True))
+
+
+@pytest.mark.integration
+def test_publishing_brings_generator_and_trainer_together(connected: Stage) -> None:
+    """Before and after an update that moves log-probabilities by more than 0.1."""
+    stage = connected
+    proof = stage.publish()
+    samples = rollouts(stage)
+    parameters = tiny.load_plain(stage.model).parameters()
+    assert proof.bytes == sum(4 * p.numel() for p in parameters)
+    assert 0 < proof.canary_gap < 1e-4
+    assert largest_gap(stage, samples) < 1e-4
+    assert {s.policy_version for s in samples} == {proof.version}
+    learn(stage)
+    assert largest_gap(stage, samples) > 0.1
+    later = stage.publish()
+    assert later.version == proof.version + 1
+    assert later.canary_gap < 1e-4
+    samples = rollouts(stage)
+    assert largest_gap(stage, samples) < 1e-4
+    assert {s.policy_version for s in samples} == {later.version}
+
+
+@pytest.mark.integration
+def test_a_tensor_that_changes_on_the_way_is_named(connected: Stage) -> None:
+    connected.tell_learner()
+    with pytest.raises(WeightSyncError, match=f"generator 0 loaded a tensor '{VICTIM}' that differs"):
+        connected.publish()
+    tiny.run(connected.sync.connect(ROUTE))
+    assert connected.publish().canary_gap < 1e-4
+
+
+@pytest.mark.integration
+def test_a_generator_that_ignores_an_update_is_caught_by_its_canaries(connected: Stage) -> None:
+    """Every tensor arrives as sent, but the generator does not compute with it."""
+    connected.publish()
+    learn(connected)
+    connected.tell_generator("stale")
+    with pytest.raises(WeightSyncError, match=r"generator 0, canary canary\d: .* differ by \d.*allowed: 0.001"):
+        connected.publish()
+
+
+@pytest.mark.integration
+def test_a_generator_that_fails_in_an_update_is_told(connected: Stage) -> None:
+    connected.tell_generator("no memory")
+    with pytest.raises(RoleError, match="the device is full") as caught:
+        connected.publish()
+    assert caught.value.phase == "publish weights"
