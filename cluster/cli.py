@@ -154,11 +154,14 @@ def chat(
 
 
 @app.command()
-def demo(root: Root = Path("runs")) -> None:
+def demo(
+    root: Root = Path("runs"),
+    prepare: Annotated[bool, typer.Option("--prepare", help="Only make the models and prompts.")] = False,
+) -> None:
     """Make a tiny policy and reward model and train with them: minutes on two cores."""
     from cluster.demo import run_demo
 
-    raise typer.Exit(run_demo(root))
+    raise typer.Exit(run_demo(root, prepare_only=prepare))
 
 
 @data_app.command("check")

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import monotonic
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
 
 from cluster.config import load_config
 from cluster.launch import DONE, Outcome, train
@@ -71,8 +73,13 @@ def run_demo(root: Path, *, prepare_only: bool = False, console: Console | None 
 def prepare(console: Console, watch: Stopwatch) -> None:
     """Make policy, reward model and prompts, each only if it is not there."""
     MODELS.mkdir(parents=True, exist_ok=True)
+    disable_progress_bar()  # transformers', which would cut through ours
     with Progress(console=console) as bar:
-        for name, make in (("policy", make_policy), ("reward", make_reward_model)):
+        makers: dict[str, Callable[..., None]] = {
+            "policy": make_policy,
+            "reward": partial(make_reward_model, policy=MODELS / "policy"),
+        }
+        for name, make in makers.items():
             if (MODELS / name / "config.json").exists():
                 continue
             task = bar.add_task(f"making the {name} model" if name == "reward" else "instruction-tuning the policy")

@@ -74,19 +74,19 @@ def make_pairs(n: int, *, seed: int, held_out: bool = False) -> list[dict[str, s
 
 
 def near_miss(answer: str, rng: random.Random) -> str:
-    """A wrong number beside the right one: one digit slipped, or the sum is off by a little or by a lost carry."""
+    """A wrong number beside the right one: mostly one digit that is another one, often the next; or a lost carry."""
     while True:
-        if rng.random() < 0.7:
-            place = rng.randrange(len(answer))
-            wrong = answer[:place] + rng.choice("0123456789") + answer[place + 1 :]
-        else:
-            wrong = str(abs(int(answer) + rng.choice([-100, -20, -10, -2, -1, 1, 2, 10, 20, 100])))
+        place = rng.randrange(len(answer))
+        digit = int(answer[place]) + rng.choice([-1, -1, 1, 1, rng.randrange(10)])
+        wrong = answer[:place] + str(digit % 10) + answer[place + 1 :]
+        if rng.random() < 0.2:
+            wrong = str(abs(int(answer) + rng.choice([-100, -11, -10, -9, -1, 1, 9, 10, 11, 100])))
         if not is_correct(wrong, answer):
             return wrong
 
 
 def wrong_answer(answer: str, rng: random.Random) -> str:
-    """Any answer that the rule refuses: another number, the right one with something more or less, no number, nothing."""
+    """Any answer that the rule refuses: another number, the right one with something more or less, no number."""
     while True:
         digits = "".join(rng.choices("0123456789", k=rng.randint(1, 8)))
         text = "".join(chr(rng.randrange(32, 127)) for _ in range(rng.randint(0, 8)))

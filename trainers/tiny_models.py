@@ -41,7 +41,7 @@ HIDDEN, INTERMEDIATE, LAYERS = 160, 576, 3  # 1.06 M parameters
 JUDGING_LAYERS = 2  # what the reward model has on top of such a model
 
 POLICY_STEPS = 250
-REWARD_STEPS = 480  # half of them learning to add, half learning to judge
+JUDGING_STEPS = 240
 SUMS_PER_STEP = 64
 SLIP = 0.3  # how often a digit of a lesson's result is a random one
 JUDGED_PER_STEP, WRONG_PER_SUM = 32, 3
@@ -98,25 +98,37 @@ def make_policy(
     _save(path, model, tokenizer)
 
 
-def make_reward_model(path: Path, *, seed: int = 0, steps: int | None = None, progress: Progress | None = None) -> None:
-    """Saves a Qwen3 sequence classifier with one label (1.7 M parameters, float32) and its tokenizer; about 45 s.
+def make_reward_model(
+    path: Path,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    policy: Path | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Saves a Qwen3 sequence classifier with one label (1.7 M parameters, float32) and its tokenizer under `path`.
 
-    First a model is taught sums; its weights then stand still under two new layers and a head, which learn from pairs
-    (Bradley–Terry, −log σ(r_chosen − r_rejected), at the end of the text and at each token from where the two differ;
-    centred as in Eisenstein et al. 2023, arXiv 2312.09244). `steps` counts both halves; None for `REWARD_STEPS`.
+    It stands on a taught model: the one that `make_policy` saved under `policy`, else one that is taught here first
+    (`POLICY_STEPS`, or `steps`). Those weights stand still under two new layers and a head, which learn from pairs in
+    `JUDGING_STEPS` (or `steps`): Bradley–Terry, −log σ(r_chosen − r_rejected), at the end of the text and at each
+    token from where the two differ, centred as in Eisenstein et al. 2023 (arXiv 2312.09244).
     """
-    steps = REWARD_STEPS if steps is None else steps
     tokenizer = make_tokenizer()
-    adder = _seeded(seed, lambda: Qwen3ForCausalLM(_config(tokenizer, layers=LAYERS, hidden=HIDDEN)))
-    report = _reporter(progress, total=steps)
-    _teach_sums(adder, tokenizer, seed=seed, steps=steps // 2, report=report)
+    judging_steps = JUDGING_STEPS if steps is None else steps
+    adding_steps = (POLICY_STEPS if steps is None else steps) if policy is None else 0
+    report = _reporter(progress, total=adding_steps + judging_steps)
+    if policy is None:
+        adder = _seeded(seed, lambda: Qwen3ForCausalLM(_config(tokenizer, layers=LAYERS, hidden=HIDDEN)))
+        _teach_sums(adder, tokenizer, seed=seed, steps=adding_steps, report=report)
+    else:
+        adder = Qwen3ForCausalLM.from_pretrained(policy, dtype=torch.float32, local_files_only=True)
     config = _config(tokenizer, layers=LAYERS + JUDGING_LAYERS, hidden=HIDDEN, num_labels=1)
     model = _seeded(seed, lambda: Qwen3ForSequenceClassification(config))
     model.model.embed_tokens.load_state_dict(adder.model.embed_tokens.state_dict())
     model.model.layers[:LAYERS].load_state_dict(adder.model.layers.state_dict())
     for still in (model.model.embed_tokens, model.model.layers[:LAYERS]):
         still.requires_grad_(False)
-    _teach_preferences(model, tokenizer, seed=seed, steps=steps - steps // 2, report=report)
+    _teach_preferences(model, tokenizer, seed=seed, steps=judging_steps, report=report)
     _save(path, model, tokenizer)
 
 
@@ -261,17 +273,21 @@ def _teach_preferences(
             texts += [prompt + wrong(answer, rng) for _ in range(WRONG_PER_SUM) for prompt, answer in chosen]
             ids, lengths = _encode(tokenizer, [text + TURN_END + "\n" for text in texts])
             hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-            step_with(_preference_loss(model.score(hidden)[..., 0], ids, lengths), step)
+            step_with(_preference_loss(model.score(hidden)[..., 0], ids, lengths, right=len(chosen)), step)
             report()
 
 
-def _preference_loss(scores: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
-    """Bradley–Terry, final and token by token, plus centring. `scores` [N, T]; N / 4 right answers, then the wrong."""
+def _preference_loss(scores: Tensor, ids: Tensor, lengths: Tensor, *, right: int) -> Tensor:
+    """Bradley–Terry, final and token by token, plus centring.
+
+    `scores`, `ids` [N, T] and `lengths` [N] hold the `right` answers first, then one or more rounds of wrong ones.
+    """
+    rounds = len(ids) // right - 1
     final = scores.gather(1, lengths[:, None] - 1)[:, 0]
-    right, wrong = final[:JUDGED_PER_STEP].repeat(WRONG_PER_SUM), final[JUDGED_PER_STEP:]
-    loss = -functional.logsigmoid(right - wrong).mean() + CENTRE * (right + wrong).square().mean()
-    right_ids, wrong_ids = ids[:JUDGED_PER_STEP].repeat(WRONG_PER_SUM, 1), ids[JUDGED_PER_STEP:]
-    shortest = torch.minimum(lengths[:JUDGED_PER_STEP].repeat(WRONG_PER_SUM), lengths[JUDGED_PER_STEP:])
-    differ = ((right_ids != wrong_ids).cumsum(1) > 0) & (torch.arange(ids.shape[1]) < shortest[:, None])
-    margins = scores[:JUDGED_PER_STEP].repeat(WRONG_PER_SUM, 1) - scores[JUDGED_PER_STEP:]
+    chosen, rejected = final[:right].repeat(rounds), final[right:]
+    loss = -functional.logsigmoid(chosen - rejected).mean() + CENTRE * (chosen + rejected).square().mean()
+    shorter = torch.minimum(lengths[:right].repeat(rounds), lengths[right:])
+    differ = (ids[:right].repeat(rounds, 1) != ids[right:]).cumsum(1) > 0
+    differ &= torch.arange(ids.shape[1]) < shorter[:, None]
+    margins = scores[:right].repeat(rounds, 1) - scores[right:]
     return loss - functional.logsigmoid(margins[differ]).mean()

@@ -269,7 +269,11 @@ def test_what_may_be_a_hub_id_stays(tmp_path, written, is_path):
         ({"sampling": {"n": 1}}, "sampling.n", "every advantage is 0"),
         ({"rewards": [{"type": "model", "model": "m", "weight": 0}]}, "rewards", "nothing to learn from"),
         ({"learners": {"offload": "all"}}, "learners.offload", "needs learners.zero_stage: 3"),
-        ({"learners": {"offload": "optimizer", "zero_stage": 0}}, "learners.offload", "needs learners.zero_stage 1"),
+        (
+            {"policy": {"model": "m", "dtype": "float32"}, "learners": {"offload": "optimizer", "zero_stage": 0}},
+            "learners.offload",
+            "needs learners.zero_stage 1",
+        ),
         ({"sync": {"transport": "nccl"}, "placement": "colocated"}, "sync.transport", "use ipc"),
         ({"sync": {"transport": "ipc"}}, "sync.transport", "only on the same GPU"),
         ({"placement": "colocated", "generators": {"replicas": 2}}, "generators.replicas", "2 engines and 1 ranks"),
