@@ -26,6 +26,7 @@ from trainers.config import SamplingConfig
 from trainers.types import Completion, FinishReason
 
 _T = TypeVar("_T")
+_PREFILL_TOKENS = 8192  # of whole prompts in one engine step on the CPU
 _Command: TypeAlias = tuple[Callable[[], None], Sequence[Future[Any]]]  # and who waits for it
 
 
@@ -207,7 +208,13 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
     config = spec.generators
     on_cpu = current_platform.is_cpu()
     device_args: dict[str, Any] = (
-        {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "distributed_executor_backend": "uni"}
+        {
+            "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+            "distributed_executor_backend": "uni",
+            # A prompt cut over two engine steps makes vLLM rewind its seeded generator, which CPUs cannot.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(_PREFILL_TOKENS, spec.max_model_len),
+        }
         if on_cpu
         else {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": True}
     )

@@ -44,6 +44,7 @@ POLICY_STEPS = 250
 JUDGING_STEPS = 240
 SUMS_PER_STEP = 64
 SLIP = 0.3  # how often a digit of a lesson's result is a random one
+READING = 0.3  # weight of naming the token just read
 JUDGED_PER_STEP, WRONG_PER_SUM = 32, 3
 CENTRE = 0.1  # keeps right answers as far above 0 as wrong ones below, whatever the sum or the kind of mistake
 ADDING_RATE, JUDGING_RATE, WARM_UP = 5e-3, 1e-2, 30
@@ -243,7 +244,8 @@ def _teach_sums(
     rng = random.Random(seed)
     lessons = _prompt_texts(tokenizer)
     digits = torch.tensor(tokenizer.convert_tokens_to_ids(list(DIGITS)))
-    with _learning(model, rate=ADDING_RATE, steps=steps) as step_with:
+    reader = _seeded(seed, lambda: nn.Linear(HIDDEN, len(tokenizer)))
+    with _learning(nn.ModuleList([model, reader]), rate=ADDING_RATE, steps=steps) as step_with:
         for step in range(steps):
             chosen = rng.choices(lessons, k=SUMS_PER_STEP)
             ids, lengths = _encode(tokenizer, [prompt + answer + TURN_END for prompt, answer in chosen])
@@ -256,7 +258,8 @@ def _teach_sums(
             target = ids[:, 1:][taught]
             right = logprobs.gather(1, target[:, None])[:, 0]
             slipped = torch.where(torch.isin(target, digits), logprobs[:, digits].mean(-1), right)
-            step_with(-((1 - SLIP) * right + SLIP * slipped).mean(), step)
+            reading = functional.cross_entropy(reader(hidden), ids[:, :-1][taught])
+            step_with(-((1 - SLIP) * right + SLIP * slipped).mean() + READING * reading, step)
             report()
 
 

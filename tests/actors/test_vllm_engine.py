@@ -125,6 +125,14 @@ def test_seeds_decide_whatever_the_batch(engine: Run) -> None:
     assert len({c.tokens.tobytes() for c in whole[0]}) == 3  # other seeds write other things
 
 
+def test_more_prompt_tokens_than_one_engine_step_takes(engine: Run) -> None:
+    """400 prompts of 41 tokens are twice what one step takes in; none of them may be cut, nor the seeds be felt."""
+    prompt = np.resize(tiny.prompt_tokens(0), 41).astype(np.int32)
+    requests = [tiny.group_request(f"m{i}", prompt, [7], max_tokens=2) for i in range(400)]
+    written = [group[0] for group in engine(write, requests)]
+    assert all(c.tokens.tobytes() == written[0].tokens.tobytes() for c in written)
+
+
 def test_end_of_sequence_is_kept_and_told(engine: Run) -> None:
     eos = tiny.make_tokenizer().eos_token_id
     requests = [tiny.group_request("e", tiny.prompt_tokens(0), range(96), temperature=2.0, max_tokens=40)]
