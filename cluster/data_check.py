@@ -22,6 +22,7 @@ from trainers.errors import UserError
 
 READY, NOT_READY = 0, 2
 _LARGE = 2**23  # bytes from which a progress bar is worth its lines
+_STRIDE = 2**28  # bytes between two lines where there is no bar
 _WIDTH = 160  # where the output is no terminal
 _BAR = 40
 
@@ -58,15 +59,30 @@ def data_check(files: list[str], *, model: str | None, strip_responses: bool, as
 
 @contextmanager
 def _progress(address: str, console: Console) -> Iterator[Callable[[int], None] | None]:
-    """A bar over the stored bytes of a large file, on a terminal only."""
+    """A bar over the stored bytes of a large file; lines, one for every `_STRIDE` bytes, where there is no terminal."""
     size = _size(address)
-    if not console.is_terminal or (size is not None and size < _LARGE):
+    if size is not None and size < _LARGE:
         yield None
+        return
+    if not console.is_terminal:
+        yield _lines(address, console)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         task = progress.add_task(printable(address), total=size)
         yield lambda n: progress.advance(task, n)
+
+
+def _lines(address: str, console: Console) -> Callable[[int], None]:
+    read = 0
+
+    def count(n: int) -> None:
+        nonlocal read
+        if (read + n) // _STRIDE > read // _STRIDE:
+            console.print(f"{printable(address)}: {(read + n) / 1e6:,.0f} MB read", soft_wrap=True)
+        read += n
+
+    return count
 
 
 def _size(address: str) -> int | None:

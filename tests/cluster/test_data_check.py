@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from cluster.data_check import data_check
+from cluster.data_check import _lines, data_check
 from trainers.tiny_models import make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,3 +176,11 @@ def test_the_import_stays_light() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_without_a_terminal_progress_is_told_in_lines() -> None:
+    output = io.StringIO()
+    count = _lines("p.jsonl", Console(file=output, width=80))
+    for _ in range(5):
+        count(2**27)  # a line for every 2^28 bytes: after the second and the fourth
+    assert output.getvalue().splitlines() == ["p.jsonl: 268 MB read", "p.jsonl: 537 MB read"]

@@ -34,9 +34,9 @@ REWARDS = '''
 import time
 
 
-def digits(*, prompt, completion, **columns):
-    """Share of characters that are digits."""
-    return sum(c.isdigit() for c in completion) / max(1, len(completion))
+def ascii(*, prompt, completion, **columns):
+    """Share of characters that are ASCII: about half of what an untaught policy writes."""
+    return sum(c.isascii() for c in completion) / max(1, len(completion))
 
 
 def fails(*, prompt, completion, **columns):
@@ -61,12 +61,12 @@ class Workspace:
             "policy": {"model": "policy", "dtype": "float32"},
             "data": {"prompts": "prompts.jsonl", "eval_prompts": "held_out.jsonl", "max_prompt_tokens": 64},
             "rewards": [
-                {"type": "function", "path": "rewards.py:digits"},
+                {"type": "function", "path": "rewards.py:ascii"},
                 {"type": "model", "name": "model", "model": "reward", "weight": 0},
             ],
             "algorithm": {"type": "grpo", "kl": {"coef": 0.01, "controller": "adaptive", "target": 0.1, "horizon": 64}},
             "sampling": {"n": 4, "max_tokens": 8},
-            "train": {"steps": STEPS, "prompts_per_step": 4, "learning_rate": 3e-3},
+            "train": {"steps": STEPS, "prompts_per_step": 4, "learning_rate": 0.01},
             "checkpoint": {"every": 2},
             "eval": {"every": 3, "n": 2},
         } | changes
@@ -164,9 +164,9 @@ def test_a_run_writes_what_the_interface_promises(straight: Path, workspace: Wor
     assert (record["state"], record["step"], record["error"]) == ("succeeded", STEPS, None)
     lines = metrics(straight)
     assert [line["step"] for line in lines] == list(range(STEPS + 1))
-    assert set(lines[0]) == {"step", "time", "eval/reward_mean", "eval/digits", "eval/model"}
+    assert set(lines[0]) == {"step", "time", "eval/reward_mean", "eval/ascii", "eval/model"}
     last = lines[-1]
-    for key in ("reward/mean", "reward/std", "reward/digits", "reward/model", "kl/mean", "kl/coef", "policy/loss"):
+    for key in ("reward/mean", "reward/std", "reward/ascii", "reward/model", "kl/mean", "kl/coef", "policy/loss"):
         assert key in last
     weights = load_file(workspace.path / "policy" / "model.safetensors")
     assert last["weights/sync_bytes"] == sum(w.nbytes for w in weights.values())
@@ -189,7 +189,7 @@ def test_generator_and_trainer_agree_after_every_sync(straight: Path) -> None:
 
 def test_the_policy_learns_what_is_rewarded(straight: Path) -> None:
     lines = metrics(straight)
-    assert lines[-1]["eval/digits"] > lines[0]["eval/digits"] + 0.1
+    assert lines[-1]["eval/ascii"] > lines[0]["eval/ascii"] + 0.1
 
 
 def test_the_adaptive_coefficient_follows_its_formula(straight: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_learning_rate_of_zero_changes_nothing(workspace: Workspace) -> None:
     assert process.wait() == 0, process.text()
     run = workspace.run_of("still")
     lines = metrics(run)
-    assert lines[-1]["eval/digits"] == lines[0]["eval/digits"]
+    assert lines[-1]["eval/ascii"] == lines[0]["eval/ascii"]
     assert lines[-1]["eval/model"] == lines[0]["eval/model"]
     assert max(line["rollout/logprob_gap_max"] for line in lines[1:]) < 0.05
     before = load_file(workspace.path / "policy" / "model.safetensors")
