@@ -40,11 +40,11 @@ HEAD_DIM = 32  # the smallest that vLLM's attention on the CPU takes
 HIDDEN, INTERMEDIATE, LAYERS = 160, 576, 3  # 1.06 M parameters
 JUDGING_LAYERS = 2  # what the reward model has on top of such a model
 
-POLICY_STEPS = 250
-JUDGING_STEPS = 240
+POLICY_STEPS = 300
+JUDGING_STEPS = 140
 SUMS_PER_STEP = 64
 SLIP = 0.3  # how often a digit of a lesson's result is a random one
-READING = 0.3  # weight of naming the token just read
+READING = 0.3  # weight of naming the token that was just read
 JUDGED_PER_STEP, WRONG_PER_SUM = 32, 3
 CENTRE = 0.1  # keeps right answers as far above 0 as wrong ones below, whatever the sum or the kind of mistake
 ADDING_RATE, JUDGING_RATE, WARM_UP = 5e-3, 1e-2, 30
@@ -240,11 +240,13 @@ def _teach_sums(
     """Next-token loss on the answers alone, each digit of which is a random one with probability `SLIP`.
 
     That noise is taken in expectation (label smoothing over the ten digits), which learns faster than drawing it.
+    A second head, thrown away afterwards, names the token just read: otherwise the last layer forgets it, and a
+    reward model on top could not compare what is written with what was expected.
     """
     rng = random.Random(seed)
     lessons = _prompt_texts(tokenizer)
     digits = torch.tensor(tokenizer.convert_tokens_to_ids(list(DIGITS)))
-    reader = _seeded(seed, lambda: nn.Linear(HIDDEN, len(tokenizer)))
+    reader = _seeded(seed, lambda: nn.Linear(model.config.hidden_size, len(tokenizer)))
     with _learning(nn.ModuleList([model, reader]), rate=ADDING_RATE, steps=steps) as step_with:
         for step in range(steps):
             chosen = rng.choices(lessons, k=SUMS_PER_STEP)
@@ -270,7 +272,7 @@ def _teach_preferences(
     lessons = _prompt_texts(tokenizer)
     with _learning(model, rate=JUDGING_RATE, steps=steps) as step_with:
         for step in range(steps):
-            wrong = arithmetic.wrong_answer if step % 4 == 0 else arithmetic.near_miss
+            wrong = arithmetic.wrong_answer if step % 3 == 0 else arithmetic.near_miss
             chosen = rng.choices(lessons, k=JUDGED_PER_STEP)
             texts = [prompt + answer for prompt, answer in chosen]
             texts += [prompt + wrong(answer, rng) for _ in range(WRONG_PER_SUM) for prompt, answer in chosen]

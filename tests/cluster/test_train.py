@@ -187,11 +187,6 @@ def test_generator_and_trainer_agree_after_every_sync(straight: Path) -> None:
         assert line["weights/canary_gap"] < 1e-4
 
 
-def test_the_policy_learns_what_is_rewarded(straight: Path) -> None:
-    lines = metrics(straight)
-    assert lines[-1]["eval/ascii"] > lines[0]["eval/ascii"] + 0.1
-
-
 def test_the_adaptive_coefficient_follows_its_formula(straight: Path) -> None:
     """SEMANTICS.md: e = clip(kl/target − 1, ±0.2), coef ← coef · (1 + e · n / horizon), 16 samples a step."""
     lines = metrics(straight)[1:]
