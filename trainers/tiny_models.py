@@ -86,9 +86,9 @@ def make_policy(
     tie_word_embeddings: bool = True,
     progress: Progress | None = None,
 ) -> None:
-    """Saves a taught Qwen3 model (1.06 M parameters, float32) and its tokenizer under `path`; takes about 20 s.
+    """Saves a taught Qwen3 model (1.06 M parameters, float32) and its tokenizer under `path`; 40 s on one core.
 
-    It answers sums in the right form; greedy about 98 % are right, sampled at temperature 1 about 40 %.
+    It answers sums in the right form; of those held out greedy about 98 % are right, sampled at temperature 1 40 %.
     `steps`: None for all of `POLICY_STEPS`; with few of them it has learned little. Leaves global RNGs as they are.
     """
     steps = POLICY_STEPS if steps is None else steps
@@ -112,7 +112,8 @@ def make_reward_model(
     It stands on a taught model: the one that `make_policy` saved under `policy`, else one that is taught here first
     (`POLICY_STEPS`, or `steps`). Those weights stand still under two new layers and a head, which learn from pairs in
     `JUDGING_STEPS` (or `steps`): Bradley–Terry, −log σ(r_chosen − r_rejected), at the end of the text and at each
-    token from where the two differ, centred as in Eisenstein et al. 2023 (arXiv 2312.09244).
+    token from where the two differ, centred as in Eisenstein et al. 2023 (arXiv 2312.09244): 35 s on one core, then
+    more than 99 % of the held-out pairs are told right. Leaves global RNGs as they are.
     """
     tokenizer = make_tokenizer()
     judging_steps = JUDGING_STEPS if steps is None else steps

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +25,28 @@ def test_prompts_state_their_answers() -> None:
         a, b = map(int, record["prompt"].removesuffix("=").split("+"))
         assert record["answer"] == str(a + b)
         assert arithmetic.is_held_out(a, b)
+
+
+def test_prompts_are_different_and_decided_by_the_seed(tmp_path: Path) -> None:
+    records = arithmetic.make_prompts(9_000, seed=1)
+    assert len({record["prompt"] for record in records}) == 9_000
+    assert arithmetic.make_prompts(20, seed=1) != arithmetic.make_prompts(20, seed=2)
+    arithmetic.write_prompts(tmp_path / "p.jsonl", 20, seed=1)
+    lines = (tmp_path / "p.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == arithmetic.make_prompts(20, seed=1)
+
+
+def test_pairs_prefer_the_answer() -> None:
+    for pair in arithmetic.make_pairs(200, seed=0, held_out=True):
+        assert eval(pair["prompt"].removesuffix("=")) == int(pair["chosen"])
+        assert not arithmetic.is_correct(pair["rejected"], pair["chosen"])
+
+
+def test_the_examples_reward_function_is_the_rule() -> None:
+    example = Path(__file__).parents[2] / "examples" / "arithmetic" / "rewards.py"
+    correct = runpy.run_path(str(example))["correct"]
+    for completion in ("85", " 85\n", "085", "85.", "", "8 5"):
+        assert correct(prompt=[], completion=completion, answer="85") == arithmetic.is_correct(completion, "85")
 
 
 def test_more_prompts_than_there_are_sums() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -50,6 +51,43 @@ def test_making_models_leaves_the_global_generator_alone(tmp_path: Path) -> None
     torch.manual_seed(5)
     tiny_models.make_random_policy(tmp_path / "p")
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_lessons_are_the_texts_that_the_chat_template_makes() -> None:
+    tokenizer = tiny_models.make_tokenizer()
+    lessons = dict(tiny_models._prompt_texts(tokenizer))
+    turn = {"role": "user", "content": "69+99="}
+    text = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+    assert lessons[text] == "168"
+    whole = tokenizer.apply_chat_template([turn, {"role": "assistant", "content": "168"}], tokenize=False)
+    assert whole == text + "168" + tiny_models.TURN_END + "\n"  # what the reward model is taught on
+
+
+def test_the_preference_loss_is_bradley_terrys_and_centred() -> None:
+    """One right answer and two rounds of wrong ones, in float64: the second wrong one is shorter and differs later."""
+    scores = np.array([[0.1, 0.5, 1.0, 2.0], [0.1, -0.5, 0.3, -1.0], [0.1, 0.5, 0.2, 9.0]])
+    ids = torch.tensor([[1, 2, 3, 4], [1, 5, 3, 4], [1, 2, 4, 0]])
+    lengths = torch.tensor([4, 4, 3])
+
+    def cost(margins: list[float]) -> float:  # −log σ, mean
+        return float(np.mean([np.log1p(np.exp(-m)) for m in margins]))
+
+    final = cost([2.0 + 1.0, 2.0 - 0.2]) + tiny_models.CENTRE * float(np.mean([(2.0 - 1.0) ** 2, (2.0 + 0.2) ** 2]))
+    by_token = cost([0.5 + 0.5, 1.0 - 0.3, 2.0 + 1.0, 1.0 - 0.2])
+    loss = tiny_models._preference_loss(torch.tensor(scores), ids, lengths, right=1)
+    assert loss.item() == pytest.approx(final + by_token, rel=1e-12)
+
+
+@pytest.mark.integration
+def test_teaching_is_decided_by_the_seed_and_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        tiny_models.make_policy(tmp_path / name, seed=seed, steps=2, tie_word_embeddings=False)
+    tiny_models.make_reward_model(tmp_path / "reward", steps=1)
+    a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["model.norm.weight"], c["model.norm.weight"])
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.integration
