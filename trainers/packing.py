@@ -33,7 +33,9 @@ class MicroBatch:
     rollout_logprobs: Float32Array  # [B, T]
     old_logprobs: Float32Array | None = None  # [B, T]
     ref_logprobs: Float32Array | None = None  # [B, T]
+    old_values: Float32Array | None = None  # [B, T]
     advantages: Float32Array | None = None  # [B, T]
+    returns: Float32Array | None = None  # [B, T]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +147,9 @@ def _train_batch(samples: Sequence[TrainSample], indices: Sequence[int]) -> Micr
         rollout_logprobs=plain.rollout_logprobs,
         old_logprobs=_pad_optional([s.annotated.old_logprobs for s in chosen], like=samples[0].annotated.old_logprobs),
         ref_logprobs=_pad_optional([s.annotated.ref_logprobs for s in chosen], like=samples[0].annotated.ref_logprobs),
+        old_values=_pad_optional([s.annotated.values for s in chosen], like=samples[0].annotated.values),
         advantages=_pad([s.advantages for s in chosen], np.float32),
+        returns=_pad_optional([s.returns for s in chosen], like=samples[0].returns),
     )
 
 

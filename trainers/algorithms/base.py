@@ -14,7 +14,8 @@ from torch import Tensor
 
 from trainers.types import AnnotatedSample, TrainSample
 
-Need: TypeAlias = Literal["old_logprobs", "ref_logprobs"]
+Need: TypeAlias = Literal["old_logprobs", "ref_logprobs", "values", "divergence"]
+"""The first three are computed before the update, the last one (from the teacher) in its forward passes."""
 
 
 WEIGHT_MOMENTS = ("importance/weight", "importance/weight_squared")
@@ -53,6 +54,18 @@ class PolicyTokens:
     old_logprobs: Tensor  # the trainer's own; `logprobs` detached where the update is exactly on-policy
     ref_logprobs: Tensor | None
     advantages: Tensor
+    divergence: Tensor | None = None  # float32, of the policy now from the teacher, with gradient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueTokens:
+    """A micro-batch as the critic's loss sees it; every tensor is `[B, T]`, on the learner's device."""
+
+    values: Tensor  # float32, of the critic now, with gradient: of the state in which the token was chosen
+    old_values: Tensor  # before the update
+    returns: Tensor
+    mask: Tensor  # bool
+    sequence_ids: Tensor  # int64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,4 +99,12 @@ class Algorithm(Protocol):
 
     def loss(self, batch: PolicyTokens, *, totals: Totals, kl_coef: float) -> LossOutput:
         """The micro-batch's share of the loss of the whole optimizer step."""
+        ...
+
+
+class ActorCritic(Algorithm, Protocol):
+    """An algorithm that needs `values`: it trains a critic beside the policy."""
+
+    def value_loss(self, batch: ValueTokens, *, totals: Totals) -> LossOutput:
+        """The micro-batch's share of the critic's loss of the whole optimizer step."""
         ...
