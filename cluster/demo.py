@@ -6,6 +6,7 @@ It makes what `examples/arithmetic/grpo.yaml` names and runs that file as `rlhf 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from cluster.recorder import read_metrics
 from cluster.run_directory import RunDirectory
 from trainers.arithmetic import write_prompts
 from trainers.errors import Problem, UserError
-from trainers.tiny_models import make_policy, make_reward_model
+from trainers.tiny_models import make_policy, make_reward_model, recipe
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "arithmetic" / "grpo.yaml"
 MODELS = EXAMPLE.parent.parent.parent / ".cache" / "demo"
@@ -71,8 +72,12 @@ def run_demo(root: Path, *, prepare_only: bool = False, console: Console | None 
 
 
 def prepare(console: Console, watch: Stopwatch) -> None:
-    """Make policy, reward model and prompts, each only if it is not there."""
-    MODELS.mkdir(parents=True, exist_ok=True)
+    """Make policy, reward model and prompts, the models only where what is there was not made by the same code."""
+    made_by = MODELS / "made_by"
+    if not made_by.exists() or made_by.read_text(encoding="utf-8") != recipe():
+        shutil.rmtree(MODELS, ignore_errors=True)
+        MODELS.mkdir(parents=True)
+        made_by.write_text(recipe(), encoding="utf-8")
     disable_progress_bar()  # transformers', which would cut through ours
     with Progress(console=console) as bar:
         makers: dict[str, Callable[..., None]] = {

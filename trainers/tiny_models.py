@@ -7,6 +7,7 @@ which learn from pairs which of two answers is better. It knows torch, transform
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,14 @@ READING = 0.3  # weight of naming the token that was just read
 JUDGED_PER_STEP, WRONG_PER_SUM = 32, 3
 CENTRE = 0.1  # keeps right answers as far above 0 as wrong ones below, whatever the sum or the kind of mistake
 ADDING_RATE, JUDGING_RATE, WARM_UP = 5e-3, 1e-2, 30
+
+
+def recipe() -> str:
+    """A digest of the code that makes the models: other code makes other ones."""
+    digest = hashlib.sha256()
+    for module in (__file__, arithmetic.__file__):
+        digest.update(Path(module).read_bytes())
+    return digest.hexdigest()
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,0 +1,103 @@
+"""The demo, whole: it learns from the policy gradient, and only from that; its model loads where people load models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.demo import EXAMPLE, MODELS
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+RLHF = str(Path(sys.executable).with_name("rlhf"))
+
+GREEDY = """
+import json, os, sys
+model, prompts = sys.argv[1], json.loads(sys.argv[2])
+chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(model)
+plain = AutoModelForCausalLM.from_pretrained(model)
+expected = []
+for chat in chats:
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    with torch.no_grad():
+        out = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+    expected.append(tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True))
+from vllm import LLM, SamplingParams
+llm = LLM(model, dtype="float32", enforce_eager=True, distributed_executor_backend="uni", max_model_len=128)
+written = llm.chat(chats, SamplingParams(temperature=0.0, max_tokens=8), use_tqdm=False)
+print("ANSWERS" + json.dumps([expected, [w.outputs[0].text for w in written]]))
+"""
+
+
+def rlhf(*arguments: str) -> str:
+    done = subprocess.run([RLHF, *arguments], capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def only_run(root: Path) -> Path:
+    (found,) = root.iterdir()
+    return found
+
+
+def evaluations(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "eval/correct" in line]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The run, and what the command printed."""
+    root = tmp_path_factory.mktemp("demo") / "runs"
+    printed = rlhf("demo", "--root", str(root))
+    return only_run(root), printed
+
+
+def test_it_learns_from_the_learned_reward(demo: tuple[Path, str]) -> None:
+    run, _ = demo
+    before, *_, after = evaluations(run)
+    assert before["eval/correct"] < 0.5
+    assert after["eval/correct"] > 0.8
+    assert after["eval/reward_mean"] > before["eval/reward_mean"] + 1
+
+
+def test_it_says_what_was_learned_and_where_it_lies(demo: tuple[Path, str]) -> None:
+    run, printed = demo
+    before, *_, after = evaluations(run)
+    for said in (f"{before['eval/correct']:.3f}", f"{after['eval/correct']:.3f}", "answers before", "peak MiB"):
+        assert said in printed
+    assert str(run / "model") in printed.replace("\n", "")
+
+
+def test_without_a_learning_rate_nothing_is_learned(demo: tuple[Path, str], tmp_path: Path) -> None:
+    """Evaluations draw with the same seeds each time, so that an unchanged policy scores the very same."""
+    rlhf("train", str(EXAMPLE), f"root={tmp_path}", "train.learning_rate=0", "train.steps=3", "train.warmup_steps=0")
+    before, after = evaluations(only_run(tmp_path))
+    assert after["eval/correct"] == before["eval/correct"]
+    assert after["eval/reward_mean"] == before["eval/reward_mean"]
+    assert before["eval/correct"] == evaluations(demo[0])[0]["eval/correct"]
+
+
+def test_the_model_answers_alike_in_transformers_and_in_vllm(demo: tuple[Path, str]) -> None:
+    prompts = [json.loads(line)["prompt"] for line in (MODELS / "held_out.jsonl").read_text().splitlines()[:24]]
+    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    done = subprocess.run(
+        [sys.executable, "-c", GREEDY, str(demo[0] / "model"), json.dumps(prompts)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment, "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+    )
+    assert "ANSWERS" in done.stdout, done.stderr[-3000:]
+    plain, served = json.loads(done.stdout.split("ANSWERS")[1])
+    assert served == plain
+    right = sum(answer == str(eval(prompt.rstrip("="))) for prompt, answer in zip(prompts, served, strict=True))
+    assert right > 0.9 * len(prompts)
