@@ -5,11 +5,60 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from trainers.config import Config
 
 Placement: TypeAlias = Literal["split", "colocated"]
+TrainType: TypeAlias = Literal["full", "lora", "qlora", "adalora"]
+
+LARGEST_RANK = 512  # of an adapter that vLLM serves
+
+
+class LoraConfig(Config):
+    """The adapter of the train types lora, qlora and adalora."""
+
+    r: int = Field(default=16, ge=1, le=LARGEST_RANK)
+    """Rank of the adapter (lora, qlora)."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapter's output is scaled by alpha / r (adalora: alpha / init_r)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Only 0: rollouts are written without dropout, so that with it every log-probability ratio would be wrong."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names (last parts) of the layers that get an adapter; all-linear = every linear layer but the output head."""
+    init_r: int = Field(default=12, ge=1, le=LARGEST_RANK)
+    """adalora: rank of every layer's adapter at the beginning."""
+    target_r: int = Field(default=8, ge=1)
+    """adalora: mean rank of the layers in the end."""
+    tinit: int | None = Field(default=None, ge=0)
+    """adalora: optimizer steps before ranks begin to fall; null = a tenth of the run's."""
+    tfinal: int | None = Field(default=None, ge=0)
+    """adalora: optimizer steps at the end, in which the ranks stay; null = a third of the run's."""
+    delta_t: int = Field(default=1, ge=1)
+    """adalora: optimizer steps between two allocations of ranks."""
+
+    @field_validator("dropout")
+    @classmethod
+    def _no_dropout(cls, dropout: float) -> float:
+        if dropout > 0:
+            raise ValueError("only 0: completions are written without dropout, so training must have none either")
+        return dropout
+
+    @model_validator(mode="after")
+    def _ranks_fall(self) -> LoraConfig:
+        if self.target_r >= self.init_r:
+            raise ValueError(f"target_r {self.target_r} is not below init_r {self.init_r}; adalora's ranks fall")
+        return self
+
+    def schedule(self, total_steps: int) -> tuple[int, int]:
+        """adalora's (tinit, tfinal) in a run of that many optimizer steps.
+
+        >>> LoraConfig().schedule(60)
+        (6, 20)
+        """
+        tinit = total_steps // 10 if self.tinit is None else self.tinit
+        tfinal = total_steps // 3 if self.tfinal is None else self.tfinal
+        return tinit, tfinal
 
 
 class PolicyConfig(Config):
@@ -19,10 +68,26 @@ class PolicyConfig(Config):
     """Path or hub id of an instruction-tuned causal language model."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Data type of weights and arithmetic in generators and learners; the optimizer keeps float32 master weights."""
-    train_type: Literal["full"] = "full"
-    """What is trained: all weights."""
+    train_type: TrainType = "full"
+    """What is trained: all weights, an adapter (lora), an adapter on 4-bit weights (qlora), one of adaptive rank."""
+    lora: LoraConfig = LoraConfig()
+    """The adapter, for every train type but full."""
     chat_template: str | None = None
     """A Jinja chat template that replaces the tokenizer's own; null = the tokenizer's."""
+
+    @property
+    def adapter_rank(self) -> int | None:
+        """Rank of the adapter that the generators serve; None where all weights are trained."""
+        if self.train_type == "full":
+            return None
+        return self.lora.init_r if self.train_type == "adalora" else self.lora.r
+
+    @property
+    def served_alpha(self) -> float:
+        """What the generators scale the adapter by, times its rank; PEFT's AdaLoRA divides by rank + 1e-5."""
+        if self.train_type == "adalora":
+            return self.lora.alpha * self.lora.init_r / (self.lora.init_r + 1e-5)
+        return self.lora.alpha
 
 
 class GeneratorConfig(Config):

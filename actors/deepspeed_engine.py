@@ -6,16 +6,19 @@ and the loss is already divided by the whole step's totals, so DeepSpeed's avera
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
+from deepspeed.utils import safe_get_full_grad, safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
+from actors.adapters import trained_parameters
 from actors.config import LearnerConfig
 from actors.weights import TensorInfo
 from trainers.config import TrainConfig
@@ -84,13 +87,18 @@ def shard_while_loading(learner: LearnerConfig, *, dtype: str) -> HfDeepSpeedCon
 
 
 class TrainingEngine:
-    """A policy under DeepSpeed: forward, backward over any number of micro-batches, one optimizer step."""
+    """A model under DeepSpeed: forward, backward over any number of micro-batches, one optimizer step.
+
+    What is trained are the parameters that require a gradient: all of them, or an adapter's.
+    """
 
     def __init__(
         self, model: nn.Module, *, learner: LearnerConfig, train: TrainConfig, dtype: str, total_steps: int
     ) -> None:
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        trained = trained_parameters(model)
+        self._frozen = len(trained) < sum(1 for _ in model.parameters())
         options: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
+        parameters = [parameter for _, parameter in trained]
         optimizer = (
             _ClippingAdamW(parameters, max_grad_norm=train.max_grad_norm, **options)
             if _clips_itself(learner, dtype)
@@ -126,9 +134,33 @@ class TrainingEngine:
         module: nn.Module = self._engine.module
         return module
 
-    def weights(self) -> GatheredWeights:
-        """The policy's weights whole, to send or to export."""
-        return GatheredWeights(self.module)
+    def weights(self, *, name: Callable[[str], str] = str) -> GatheredWeights:
+        """The trained weights whole, to send or to export; `name` makes their names of the module's."""
+        return GatheredWeights([(name(own), p) for own, p in trained_parameters(self.module)])
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradient of every trained weight, whole, as summed so far: before `step`. Every rank calls it."""
+        return {name: safe_get_full_grad(p).detach().clone() for name, p in trained_parameters(self.module)}
+
+    def named_trained(self) -> dict[str, nn.Parameter]:
+        """The trained weights themselves; under ZeRO-3 whole within `gathered` only."""
+        return dict(trained_parameters(self.module))
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        """Within it every trained weight is whole on every rank, and a `backward` may use it."""
+        return _whole([p for _, p in trained_parameters(self.module)])
+
+    def set_weights(self, values: Mapping[str, Tensor]) -> None:
+        """Overwrite trained weights, and the optimizer's master copies of them."""
+        named = self.named_trained()
+        for name, value in values.items():
+            parameter = named[name]
+            with _whole([parameter], modifier_rank=0), torch.no_grad():
+                parameter.copy_(value)
+            if hasattr(parameter, "ds_id"):
+                _set_partition(parameter, value)
+            else:
+                safe_set_full_fp32_param(parameter, value.float())
 
     @property
     def learning_rate(self) -> float:
@@ -146,11 +178,13 @@ class TrainingEngine:
 
     def save(self, directory: Path) -> None:
         """Write this rank's shard of weights and optimizer; every rank calls it."""
-        self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
+        self._engine.save_checkpoint(
+            str(directory), tag=_TAG, save_latest=False, exclude_frozen_parameters=self._frozen
+        )
 
     def load(self, directory: Path) -> None:
         """Read what `save` wrote, on the same number of ranks."""
-        path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG, load_module_strict=not self._frozen)
         if path is None:
             raise RuntimeError(f"no learner checkpoint in {directory}")
 
@@ -189,10 +223,10 @@ class FrozenEngine:
 
 
 class GatheredWeights:
-    """The policy's weights whole, group by group; a `WeightSource`. Every rank must iterate it."""
+    """Parameters whole, group by group; a `WeightSource`. Every rank must iterate it."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._named = list(module.named_parameters())
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+        self._named = named
 
     def infos(self) -> Sequence[TensorInfo]:
         """Names and full shapes, without gathering."""
@@ -201,7 +235,7 @@ class GatheredWeights:
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """`(name, copy of the full tensor)`; a copy, because the gathered storage is released after the group."""
         for group in self._groups():
-            with deepspeed.zero.GatheredParameters([p for _, p in group], modifier_rank=None):
+            with _whole([p for _, p in group]):
                 whole = [(name, p.detach().clone()) for name, p in group]
             yield from whole
 
@@ -223,3 +257,21 @@ def _full_shape(parameter: nn.Parameter) -> torch.Size:
     """ZeRO-3 leaves a partitioned parameter empty and keeps its shape beside it."""
     shape = getattr(parameter, "ds_shape", None)
     return parameter.shape if shape is None else torch.Size(shape)
+
+
+def _whole(parameters: Sequence[nn.Parameter], *, modifier_rank: int | None = None) -> AbstractContextManager[Any]:
+    """Within it ZeRO-3's partitioned parameters are whole; what `modifier_rank` writes reaches all ranks."""
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+        list(parameters), modifier_rank=modifier_rank
+    )
+    return gathered
+
+
+def _set_partition(parameter: Any, value: Tensor) -> None:
+    """This rank's part of a ZeRO-3 master weight; parts are padded where the ranks do not divide the whole."""
+    size = parameter.ds_tensor.numel()
+    start = torch.distributed.get_rank() * size
+    part = value.new_zeros(size, dtype=torch.float32)
+    own = value.flatten()[start : start + size]
+    part[: own.numel()] = own
+    safe_set_local_fp32_param(parameter, part)

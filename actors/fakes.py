@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.messages import GroupScores, Proof, ScoreFailure, ScoreRequest, StepReport, UpdateReport
+from actors.messages import GroupScores, Proof, ScoreFailure, ScoreRequest, StepReport, UpdateOrder, UpdateReport
 from actors.protocols import Roles
 from trainers.algorithms.base import Algorithm, Mean, Need, PolicyTokens, Totals
 from trainers.config import SamplingConfig, TrainConfig
@@ -132,7 +132,7 @@ class FakeLearners:
             for s in samples
         ]
 
-    async def update(self, samples: Sequence[TrainSample], *, kl_coef: float, seed: Sequence[int]) -> StepReport:
+    async def update(self, samples: Sequence[TrainSample], order: UpdateOrder, *, seed: Sequence[int]) -> StepReport:
         """See `protocols.Learners`."""
         await self._world.tell("update", self._optimizer_steps)
         self.seeds.append(tuple(seed))
@@ -146,7 +146,7 @@ class FakeLearners:
             seed=seed,
         )
         for number, step in enumerate(steps):
-            self._optimizer_step(step, kl_coef, report, at_rollout_weights=number == 0)
+            self._optimizer_step(step, order.kl_coef, report, at_rollout_weights=number == 0)
         return StepReport(
             metrics=report.metrics,
             loss=sum(report.losses) / len(steps),

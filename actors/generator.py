@@ -14,6 +14,7 @@ from actors.messages import EngineSpec, GenerateRequest
 from trainers.types import Completion
 
 if TYPE_CHECKING:
+    from actors.receivers import Receiver
     from actors.vllm_engine import VllmEngine
 
 
@@ -23,12 +24,15 @@ class Generator:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._engine: VllmEngine
+        self._receiver: Receiver
 
     async def start(self) -> None:
         """Load the engine."""
+        from actors.receivers import make_receiver
         from actors.vllm_engine import VllmEngine  # here, because importing vLLM takes the driver ten seconds
 
         self._engine = VllmEngine(self._spec)
+        self._receiver = make_receiver(self._engine, self._spec)
         await asyncio.wrap_future(self._engine.ready)
         await asyncio.wrap_future(self._engine.pause())
 
@@ -38,25 +42,24 @@ class Generator:
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
         """Rendezvous with the learners, where the transport has one."""
-        await self._rpc("init_weight_transfer_engine", init_info)
+        await self._receiver.init(init_info)
 
     async def start_weight_update(self) -> None:
         """Pause, and make ready for new weights."""
         await asyncio.wrap_future(self._engine.pause())
-        await self._rpc("start_weight_update")
+        await self._receiver.start()
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load one chunk."""
-        await self._rpc("update_weights", update_info)
+        await self._receiver.update(update_info)
 
     async def finish_weight_update(self) -> None:
         """Take the new weights as a whole; generation stays paused until `resume`."""
-        await self._rpc("finish_weight_update")
+        await self._receiver.finish()
 
     async def received_digests(self) -> list[dict[str, str]]:
         """What the last transfer loaded, of each worker of the engine."""
-        digests: list[dict[str, str]] = await self._rpc("received_digests")
-        return digests
+        return await self._receiver.digests()
 
     async def resume(self, policy_version: int) -> None:
         """Write with the weights at hand, which are of that version."""
@@ -74,6 +77,4 @@ class Generator:
     async def close(self) -> None:
         """End the engine and its workers."""
         await asyncio.to_thread(self._engine.close)
-
-    async def _rpc(self, method: str, *args: Any) -> list[Any]:
-        return await asyncio.wrap_future(self._engine.rpc(method, *args))
+        self._receiver.close()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.messages import AnnotatedRows, GenerateRequest, Proof, StepReport, UpdateReport
+from actors.messages import AnnotatedRows, GenerateRequest, Proof, StepReport, UpdateOrder, UpdateReport
 from actors.remote import ActorGroup
 from actors.weights import Route, SentWeights, WeightSyncError, compare_digests
 from trainers.algorithms.base import Mean, Need
@@ -52,23 +52,24 @@ class LearnerGroup:
 
     async def annotate(self, samples: Sequence[Sample], needs: frozenset[Need]) -> list[AnnotatedSample]:
         """See `protocols.Learners`."""
-        if not needs:
+        if not needs - {"divergence"}:
             return [AnnotatedSample(sample=s) for s in samples]
         shards = pack_samples(samples, shards=len(self.actors.actors), max_tokens=self._train.max_tokens_per_microbatch)
         results: list[list[AnnotatedRows]] = await self.actors.each(
             "annotate", lambda a, rank: a.annotate.remote(shards[rank], needs), deadline_s=self._deadlines.update
         )
-        old: list[Float32Array | None] = [None] * len(samples)
-        ref: list[Float32Array | None] = [None] * len(samples)
+        found: dict[str, list[Float32Array | None]] = {
+            name: [None] * len(samples) for name in ("old_logprobs", "ref_logprobs", "values")
+        }
         for batches, rows in zip(shards, results, strict=True):
-            for name, into in (("old_logprobs", old), ("ref_logprobs", ref)):
+            for name, into in found.items():
                 if name in needs:
                     unpack_rows(batches, [getattr(r, name) for r in rows], into)
         return [
-            AnnotatedSample(sample=s, old_logprobs=o, ref_logprobs=r) for s, o, r in zip(samples, old, ref, strict=True)
+            AnnotatedSample(sample=s, **{name: of[i] for name, of in found.items()}) for i, s in enumerate(samples)
         ]
 
-    async def update(self, samples: Sequence[TrainSample], *, kl_coef: float, seed: Sequence[int]) -> StepReport:
+    async def update(self, samples: Sequence[TrainSample], order: UpdateOrder, *, seed: Sequence[int]) -> StepReport:
         """See `protocols.Learners`."""
         shards = pack_updates(
             samples,
@@ -79,9 +80,13 @@ class LearnerGroup:
             seed=seed,
         )
         reports: list[UpdateReport] = await self.actors.each(
-            "update", lambda a, rank: a.update.remote(shards[rank], kl_coef), deadline_s=self._deadlines.update
+            "update", lambda a, rank: a.update.remote(shards[rank], order), deadline_s=self._deadlines.update
         )
         return _merge(reports, samples)
+
+    async def write_base(self, directory: str) -> None:
+        """The quantised base, de-quantised, for the generators to serve."""
+        await self.actors.each("write base", lambda a, _: a.write_base.remote(directory), deadline_s=self._deadlines.save)
 
     async def logprobs(self, samples: Sequence[Sample]) -> list[Float32Array]:
         """The policy's log-probabilities of the samples' tokens."""
@@ -107,11 +112,12 @@ def _merge(reports: Sequence[UpdateReport], samples: Sequence[TrainSample]) -> S
         for name, mean in report.metrics.items():
             metrics[name] = metrics.get(name, Mean(0.0, 0.0)) + mean
     worst = max(reports, key=lambda r: r.gap_max if r.gap_max == r.gap_max else float("inf"))
-    steps = len(reports[0].grad_norms)
+    steps = len(reports[0].losses)
+    norms = reports[0].grad_norms
     return StepReport(
         metrics=metrics,
         loss=sum(sum(r.losses) for r in reports) / steps,
-        grad_norm=float(np.mean(reports[0].grad_norms)),
+        grad_norm=float(np.mean(norms)) if norms else None,
         learning_rate=reports[0].learning_rate,
         optimizer_steps=steps,
         gap_max=worst.gap_max,

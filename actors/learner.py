@@ -1,7 +1,7 @@
 """The learner: one ZeRO rank that annotates samples, updates the policy and hands its weights out.
 
 A plain class, testable in-process; `group.py` makes a Ray actor of it. It knows the algorithm only through its
-protocol and DeepSpeed only through `deepspeed_engine.py`.
+protocol and DeepSpeed only through `deepspeed_engine.py`. What differs between train types is in `trainee.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -19,16 +19,23 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 from torch import Tensor
 
-from actors.messages import AnnotatedRows, LearnerSpec, UpdateReport
-from actors.policy import forward_logprobs, load_model, load_tokenizer
+from actors.critic import forward_values, load_critic
+from actors.distillation import Teacher
+from actors.messages import AnnotatedRows, LearnerSpec, UpdateOrder, UpdateReport
+from actors.policy import chosen_logprobs, forward, load_model, load_policy, load_tokenizer
 from actors.weights import GeneratorClient, ObjectStoreSender, Route, SentWeights, WeightSender
-from trainers.algorithms.base import Mean, Need, PolicyTokens, Totals
+from trainers.algorithms.base import ActorCritic, LossOutput, Mean, Need, PolicyTokens, Totals, ValueTokens
 from trainers.algorithms.catalog import make_algorithm
+from trainers.algorithms.config import GKDConfig, PPOConfig
 from trainers.packing import MicroBatch, OptimizerStep
 from trainers.types import Float32Array
 
 if TYPE_CHECKING:
-    from actors.deepspeed_engine import FrozenEngine, TrainingEngine
+    from actors.deepspeed_engine import TrainingEngine
+    from actors.trainee import Trainee
+
+
+_CRITIC = "critic"  # folder of its part of a checkpoint
 
 
 class Learner:
@@ -39,13 +46,15 @@ class Learner:
         self._rank = rank
         self._world_size = world_size
         self._algorithm = make_algorithm(spec.algorithm, spec.train)
-        self._policy: TrainingEngine
-        self._reference: FrozenEngine | None = None
+        self._policy: Trainee
+        self._reference: Callable[..., Any] | None = None
+        self._critic: TrainingEngine | None = None
+        self._teacher: Teacher | None = None
         self._sender: WeightSender
 
     def start(self, init_method: str) -> None:
         """Join the other ranks at `init_method` (tcp://host:port) and load the models."""
-        from actors.deepspeed_engine import FrozenEngine, TrainingEngine, shard_while_loading  # here: takes seconds
+        from actors.deepspeed_engine import shard_while_loading  # here: takes seconds
         from actors.deepspeed_ops import use_built_ops
 
         spec = self._spec
@@ -60,24 +69,51 @@ class Learner:
             world_size=self._world_size,
             timeout=timedelta(seconds=spec.collective_timeout_s),
         )
-        sharding = shard_while_loading(spec.learners, dtype=spec.policy.dtype)
-        model = load_model(spec.policy, gradient_checkpointing=spec.learners.gradient_checkpointing)
-        self._policy = TrainingEngine(
-            model,
-            learner=spec.learners,
-            train=spec.train,
-            dtype=spec.policy.dtype,
-            total_steps=spec.total_optimizer_steps,
-        )
-        if "ref_logprobs" in self._algorithm.needs:
-            self._reference = FrozenEngine(load_model(spec.policy), learner=spec.learners, dtype=spec.policy.dtype)
+        sharding = None
+        if spec.policy.train_type == "full":
+            sharding = shard_while_loading(spec.learners, dtype=spec.policy.dtype)
+        self._load_models()
         del sharding  # had to live until the last model was loaded
+        self._load_critic()
         self._warm_up()
+
+    def _load_models(self) -> None:
+        from actors.deepspeed_engine import FrozenEngine
+        from actors.trainee import make_trainee
+
+        spec, needs = self._spec, self._algorithm.needs
+        model = load_policy(
+            spec.policy,
+            total_steps=spec.total_optimizer_steps,
+            gradient_checkpointing=spec.learners.gradient_checkpointing,
+        )
+        self._policy = make_trainee(model, spec)
+        if "ref_logprobs" in needs and spec.policy.train_type == "full":
+            self._reference = FrozenEngine(load_model(spec.policy), learner=spec.learners, dtype=spec.policy.dtype)
+        if "divergence" in needs:
+            config = cast("GKDConfig", spec.algorithm)
+            model = load_model(spec.policy.model_copy(update={"model": config.teacher.model}))
+            self._teacher = Teacher(FrozenEngine(model, learner=spec.learners, dtype=spec.policy.dtype), config)
+
+    def _load_critic(self) -> None:
+        if "values" not in self._algorithm.needs:
+            return
+        from actors.deepspeed_engine import TrainingEngine
+
+        spec = self._spec
+        critic = cast("PPOConfig", spec.algorithm).critic
+        self._critic = TrainingEngine(
+            load_critic(critic.model or spec.policy.model, dtype=spec.policy.dtype),
+            learner=spec.learners,
+            train=spec.train.model_copy(update={"learning_rate": critic.learning_rate}),
+            dtype=spec.policy.dtype,
+            total_steps=spec.critic_optimizer_steps,
+        )
 
     def connect(self, generators: Sequence[ActorHandle], route: Route) -> None:
         """Open the way over which `publish` sends."""
         client = GeneratorClient(generators, deadline_s=route.deadline_s)
-        source = self._policy.weights()
+        source = self._policy.served()
         if route.transport == "ray":
             self._sender = ObjectStoreSender(source, client, rank=self._rank)
             return
@@ -87,16 +123,22 @@ class Learner:
 
     @torch.no_grad()
     def annotate(self, batches: Sequence[MicroBatch], needs: frozenset[Need]) -> list[AnnotatedRows]:
-        """Log-probabilities of the policy as it is and of the reference, of each micro-batch."""
-        return [
-            AnnotatedRows(
-                old_logprobs=self._logprobs(self._policy, batch) if "old_logprobs" in needs else None,
-                ref_logprobs=self._logprobs(self._reference, batch) if "ref_logprobs" in needs else None,
+        """Log-probabilities of the policy as it is and of the reference, and the critic's values."""
+        rows = []
+        for batch in batches:
+            old = self._logprobs(self._policy.engine, batch) if "old_logprobs" in needs else None
+            ref = None
+            if "ref_logprobs" in needs:
+                with self._policy.as_reference():
+                    ref = self._logprobs(self._reference or self._policy.engine, batch)
+            rows.append(
+                AnnotatedRows(
+                    old_logprobs=old, ref_logprobs=ref, values=self._values(batch) if "values" in needs else None
+                )
             )
-            for batch in batches
-        ]
+        return rows
 
-    def update(self, steps: Sequence[OptimizerStep], kl_coef: float) -> UpdateReport:
+    def update(self, steps: Sequence[OptimizerStep], order: UpdateOrder) -> UpdateReport:
         """Run the optimizer steps of one step of the loop."""
         report = UpdateReport()
         for index, step in enumerate(steps):
@@ -105,10 +147,22 @@ class Learner:
                 sequences=step.total_sequences,
                 max_tokens=self._spec.max_completion_tokens,
             )
-            report.learning_rate = self._policy.learning_rate
-            shares = [self._accumulate(batch, totals, kl_coef, report, index == 0) for batch in step.micro_batches]
-            report.losses.append(sum(shares))
-            report.grad_norms.append(self._policy.step())
+            report.learning_rate = self._policy.engine.learning_rate
+            loss = 0.0
+            for batch in step.micro_batches:
+                with torch.set_grad_enabled(order.train_policy):
+                    output = self._policy_loss(batch, totals, order, report if index == 0 else None)
+                loss += float(output.loss.detach())
+                report.add_all(output.metrics)
+                if order.train_policy:
+                    self._policy.engine.backward(output.loss)
+                if self._critic is not None:
+                    self._learn_values(self._critic, batch, totals, report)
+            if order.train_policy:
+                loss += self._policy.step(report)
+            report.losses.append(loss)
+            if self._critic is not None:
+                self._critic.step()
         return report
 
     def publish(self) -> SentWeights:
@@ -119,6 +173,8 @@ class Learner:
         """Write this rank's part of a checkpoint: weights, optimizer, random state."""
         path = Path(directory)
         self._policy.save(path)
+        if self._critic is not None:
+            self._critic.save(path / _CRITIC)
         state = {"torch": torch.get_rng_state(), "rank": torch.tensor(self._rank)}
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state()
@@ -128,72 +184,111 @@ class Learner:
         """Read what `save` wrote."""
         path = Path(directory)
         self._policy.load(path)
+        if self._critic is not None:
+            self._critic.load(path / _CRITIC)
         state = torch.load(path / f"rng-{self._rank:05d}.pt", weights_only=True)
         torch.set_rng_state(state["torch"])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
 
     def export(self, directory: str) -> None:
-        """Write the policy in Hugging Face format, from rank 0."""
+        """Write what was trained in Hugging Face format, from rank 0."""
         weights = {}
-        for name, tensor in self._policy.weights():
+        for name, tensor in self._policy.engine.weights():
             if self._rank == 0:
                 weights[name] = tensor.cpu()
         if self._rank == 0:
-            model: Any = self._policy.module
-            model.config.use_cache = True
-            model.save_pretrained(directory, state_dict=weights)
-            model.config.use_cache = False
+            self._policy.write(Path(directory), weights)
+            load_tokenizer(self._spec.policy).save_pretrained(directory)
+
+    def write_base(self, directory: str) -> None:
+        """Write the quantised base as the generators serve it, from rank 0."""
+        from actors.quantised import write_dequantised
+
+        if self._rank == 0:
+            write_dequantised(self._policy.engine.module, load_model(self._spec.policy), Path(directory))
             load_tokenizer(self._spec.policy).save_pretrained(directory)
 
     def offload(self) -> None:
         """Leave the GPU to a colocated generator."""
-        self._policy.offload()
+        for engine in self._engines():
+            engine.offload()
 
     def reload(self) -> None:
         """Take the GPU back."""
-        self._policy.reload()
+        for engine in self._engines():
+            engine.reload()
 
+    def _engines(self) -> list[TrainingEngine]:
+        return [self._policy.engine] if self._critic is None else [self._policy.engine, self._critic]
+
+    @torch.no_grad()
     def _warm_up(self) -> None:
         """One forward pass: before it, ZeRO-3 may gather storage that was never filled."""
-        token = torch.zeros(1, 2, dtype=torch.long, device=self._policy.device)
-        with torch.no_grad():
-            self._policy(input_ids=token)
+        token = torch.zeros(1, 2, dtype=torch.long, device=self._policy.engine.device)
+        for engine in self._engines():
+            engine(input_ids=token)
 
-    def _logprobs(self, model: Callable[..., Any] | None, batch: MicroBatch) -> Float32Array:
-        assert model is not None, "this run loaded no such model"
-        tokens, lengths = self._on_device(batch.tokens).long(), self._on_device(batch.lengths)
-        logprobs, _ = forward_logprobs(model, tokens, lengths, temperature=self._spec.temperature)
+    def _sequences(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        return self._on_device(batch.tokens).long(), self._on_device(batch.lengths)
+
+    def _logprobs(self, model: Callable[..., Any], batch: MicroBatch) -> Float32Array:
+        tokens, lengths = self._sequences(batch)
+        logits = forward(model, tokens, lengths)
+        logprobs, _ = chosen_logprobs(logits, tokens, lengths, temperature=self._spec.temperature)
         return logprobs.cpu().numpy()
 
-    def _accumulate(
-        self, batch: MicroBatch, totals: Totals, kl_coef: float, report: UpdateReport, at_rollout_weights: bool
-    ) -> float:
-        tokens, lengths = self._on_device(batch.tokens).long(), self._on_device(batch.lengths)
-        logprobs, entropy = forward_logprobs(self._policy, tokens, lengths, temperature=self._spec.temperature)
+    def _values(self, batch: MicroBatch) -> Float32Array:
+        assert self._critic is not None, "this run has no critic"
+        return forward_values(self._critic, *self._sequences(batch)).cpu().numpy()
+
+    def _policy_loss(
+        self, batch: MicroBatch, totals: Totals, order: UpdateOrder, report: UpdateReport | None
+    ) -> LossOutput:
+        """The micro-batch's share of the loss; `report` is given while the weights are still the rollouts'."""
+        tokens, lengths = self._sequences(batch)
+        logits = forward(self._policy.engine, tokens, lengths)
+        logprobs, entropy = chosen_logprobs(logits, tokens, lengths, temperature=self._spec.temperature)
         mask = self._on_device(batch.mask)
         assert batch.advantages is not None
         rollout = self._on_device(batch.rollout_logprobs)
+        if report is not None and order.from_policy:
+            _note_gap(report, batch, (logprobs.detach() - rollout).abs(), mask)
         view = PolicyTokens(
             logprobs=logprobs,
             entropy=entropy,
             mask=mask,
-            sequence_ids=torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(tokens).contiguous(),
+            sequence_ids=_rows(mask),
             rollout_logprobs=rollout,
             old_logprobs=logprobs.detach() if batch.old_logprobs is None else self._on_device(batch.old_logprobs),
             ref_logprobs=None if batch.ref_logprobs is None else self._on_device(batch.ref_logprobs),
             advantages=self._on_device(batch.advantages),
+            divergence=None if self._teacher is None else self._teacher.divergence(logits, tokens, lengths, mask),
         )
-        output = self._algorithm.loss(view, totals=totals, kl_coef=kl_coef)
-        self._policy.backward(output.loss)
-        for name, mean in output.metrics.items():
-            report.add(name, mean)
-        if at_rollout_weights:
-            _note_gap(report, batch, (logprobs.detach() - rollout).abs(), mask)
-        return float(output.loss.detach())
+        return self._algorithm.loss(view, totals=totals, kl_coef=order.kl_coef)
+
+    def _learn_values(self, critic: TrainingEngine, batch: MicroBatch, totals: Totals, report: UpdateReport) -> None:
+        assert batch.old_values is not None
+        assert batch.returns is not None
+        mask = self._on_device(batch.mask)
+        view = ValueTokens(
+            values=forward_values(critic, *self._sequences(batch)),
+            old_values=self._on_device(batch.old_values),
+            returns=self._on_device(batch.returns),
+            mask=mask,
+            sequence_ids=_rows(mask),
+        )
+        output = cast("ActorCritic", self._algorithm).value_loss(view, totals=totals)
+        critic.backward(output.loss)
+        report.add_all(output.metrics)
 
     def _on_device(self, array: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(array.copy()).to(self._policy.device)  # Ray's arrays are read-only
+        return torch.from_numpy(array.copy()).to(self._policy.engine.device)  # Ray's arrays are read-only
+
+
+def _rows(mask: Tensor) -> Tensor:
+    """The row's number at each of its tokens."""
+    return torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask).contiguous()
 
 
 def _note_gap(report: UpdateReport, batch: MicroBatch, gap: Tensor, mask: Tensor) -> None:

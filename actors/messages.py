@@ -17,10 +17,12 @@ from trainers.types import Float32Array, Int32Array, Prompt
 class EngineSpec:
     """What an engine is built from."""
 
-    policy: PolicyConfig
+    model: str  # path or hub id
+    dtype: str
     generators: GeneratorConfig
     max_model_len: int
-    transport: Transport
+    transport: Transport = "ray"
+    adapter: PolicyConfig | None = None  # whose adapter is served on the model; None: the model's own weights change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class LearnerSpec:
     temperature: float
     max_completion_tokens: int
     total_optimizer_steps: int
+    critic_optimizer_steps: int
     seed: int
     collective_timeout_s: float
 
@@ -54,6 +57,16 @@ class AnnotatedRows:
 
     old_logprobs: Float32Array | None
     ref_logprobs: Float32Array | None
+    values: Float32Array | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateOrder:
+    """How a step's updates are to be made."""
+
+    kl_coef: float
+    train_policy: bool = True  # False: only the critic learns
+    from_policy: bool = True  # False: someone else wrote the samples, so that there is no gap to measure
 
 
 @dataclass(slots=True)
@@ -71,6 +84,11 @@ class UpdateReport:
         """Add to a metric's sum and count."""
         self.metrics[name] = self.metrics.get(name, Mean(0.0, 0.0)) + mean
 
+    def add_all(self, metrics: Mapping[str, Mean]) -> None:
+        """Add to several."""
+        for name, mean in metrics.items():
+            self.add(name, mean)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
@@ -78,7 +96,7 @@ class StepReport:
 
     metrics: Mapping[str, Mean]
     loss: float  # mean over the step's optimizer steps
-    grad_norm: float  # likewise, before clipping
+    grad_norm: float | None  # likewise, before clipping; None where only the critic learned
     learning_rate: float
     optimizer_steps: int
     gap_max: float  # largest difference of trainer's and generator's log-probabilities at the rollouts' weights

@@ -28,31 +28,38 @@ class Layout:
     bundles: Sequence[dict[str, float]]
     generators: Sequence[int]
     learners: Sequence[int]
+    teacher: Sequence[int] = ()
     generator_gpus: float
     learner_gpus: float
 
 
-def layout(placement: Placement, generators: GeneratorConfig, learners: LearnerConfig, *, gpus: bool) -> Layout:
-    """The seats that a run needs.
+def layout(
+    placement: Placement, generators: GeneratorConfig, learners: LearnerConfig, *, gpus: bool, teacher: bool = False
+) -> Layout:
+    """The seats that a run needs; `teacher`: with an engine of GKD's teacher on GPUs of its own.
 
     >>> layout("split", GeneratorConfig(tensor_parallel=2), LearnerConfig(workers=2), gpus=True).bundles
     [{'CPU': 1.0, 'GPU': 2.0}, {'CPU': 1.0, 'GPU': 1.0}, {'CPU': 1.0, 'GPU': 1.0}]
     """
+    per_engine = float(generators.tensor_parallel) if gpus else 0.0
+    writes = [_bundle(per_engine)] if teacher else []
     if gpus and placement == "colocated":
         shared = max(generators.replicas, learners.workers)
         return Layout(
-            bundles=[{"CPU": 2 * _ROLE_CPUS, "GPU": 1.0}] * shared,
+            bundles=[{"CPU": 2 * _ROLE_CPUS, "GPU": 1.0}] * shared + writes,
+            teacher=range(shared, shared + len(writes)),
             generators=range(generators.replicas),
             learners=range(learners.workers),
             generator_gpus=0.5,
             learner_gpus=0.5,
         )
-    per_engine = float(generators.tensor_parallel) if gpus else 0.0
     per_rank = 1.0 if gpus else 0.0
+    others = generators.replicas + learners.workers
     return Layout(
-        bundles=[_bundle(per_engine)] * generators.replicas + [_bundle(per_rank)] * learners.workers,
+        bundles=[_bundle(per_engine)] * generators.replicas + [_bundle(per_rank)] * learners.workers + writes,
         generators=range(generators.replicas),
-        learners=range(generators.replicas, generators.replicas + learners.workers),
+        learners=range(generators.replicas, others),
+        teacher=range(others, others + len(writes)),
         generator_gpus=per_engine,
         learner_gpus=per_rank,
     )
@@ -83,8 +90,11 @@ def reserve(plan: Layout, *, deadline_s: float) -> PlacementGroup:
     return group
 
 
-def generator_seats(plan: Layout, group: PlacementGroup, config: GeneratorConfig, logs: Path) -> list[Seat]:
-    """A seat for each replica, its threads set on purpose (generators and learners take turns on the cores)."""
+def generator_seats(
+    plan: Layout, group: PlacementGroup, config: GeneratorConfig, logs: Path, *, teacher: bool = False
+) -> list[Seat]:
+    """A seat for each replica (or for the teacher's engine), its threads set on purpose: they take turns on the cores
+    with the learners."""
     threads = str(config.threads or _cores())
     env = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -93,9 +103,11 @@ def generator_seats(plan: Layout, group: PlacementGroup, config: GeneratorConfig
         "VLLM_NO_USAGE_STATS": "1",
         "OMP_NUM_THREADS": threads,
     }
+    role, bundles = ("teacher", plan.teacher) if teacher else ("generator", plan.generators)
+    gpus = float(config.tensor_parallel) if teacher and plan.generator_gpus else plan.generator_gpus
     return [
-        Seat(group=group, bundle=b, cpus=_ROLE_CPUS, gpus=plan.generator_gpus, env=env, log=logs / f"generator-{i}.log")
-        for i, b in enumerate(plan.generators)
+        Seat(group=group, bundle=b, cpus=_ROLE_CPUS, gpus=gpus, env=env, log=logs / f"{role}-{i}.log")
+        for i, b in enumerate(bundles)
     ]
 
 

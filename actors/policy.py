@@ -13,24 +13,51 @@ from actors.config import PolicyConfig
 from trainers.logprobs import token_logprobs
 
 
-def load_model(policy: PolicyConfig, *, gradient_checkpointing: bool = False) -> nn.Module:
+def load_model(policy: PolicyConfig, *, quantised: bool = False) -> nn.Module:
     """The causal language model in the policy's type, dropout off (rollouts have none, so training must not)."""
-    config = AutoConfig.from_pretrained(policy.model, trust_remote_code=False)
-    config.use_cache = False
-    for name, value in config.to_dict().items():
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
-            setattr(config, name, 0.0)  # before the model is made: its modules keep the number, or ask the config
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    config = config_without_dropout(policy.model)
+    options: dict[str, Any] = {}
+    if quantised:
+        from actors.quantised import quantisation  # importing bitsandbytes is for those who need it
+
+        options["quantization_config"] = quantisation(getattr(torch, policy.dtype))
+        if torch.cuda.is_available():
+            options["device_map"] = {"": torch.cuda.current_device()}
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(
         policy.model,
         config=config,
         dtype=getattr(torch, policy.dtype),
         trust_remote_code=False,
         use_safetensors=True,
+        **options,
     )
+    return model.train()
+
+
+def load_policy(policy: PolicyConfig, *, total_steps: int, gradient_checkpointing: bool = False) -> nn.Module:
+    """The model as it is trained: whole, or frozen below an adapter."""
+    model: Any = load_model(policy, quantised=policy.train_type == "qlora")
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    trained: nn.Module = model.train()
-    return trained
+    if policy.train_type == "full":
+        return model  # type: ignore[no-any-return]
+    if policy.train_type == "qlora":
+        from actors.quantised import hide_quantised
+
+        hide_quantised(model)
+    from actors.adapters import attach_adapter
+
+    return attach_adapter(model, policy, total_steps=total_steps)
+
+
+def config_without_dropout(path: str) -> Any:
+    """The model's config: no dropout, no cache. Before the model is made: modules keep the number, or ask it."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    config.use_cache = False
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
 
 
 def load_tokenizer(policy: PolicyConfig) -> PreTrainedTokenizerBase:
@@ -41,19 +68,28 @@ def load_tokenizer(policy: PolicyConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def forward_logprobs(
-    model: Callable[..., Any], tokens: Tensor, lengths: Tensor, *, temperature: float
-) -> tuple[Tensor, Tensor]:
+def forward(model: Callable[..., Any], tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Logits `[B, T, V]` of right-padded `tokens` `[B, T]` of these `lengths` `[B]`."""
+    logits: Tensor = model(input_ids=tokens, attention_mask=inside(tokens, lengths).long()).logits
+    return logits
+
+
+def inside(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """`[B, T]`, False where padded."""
+    return torch.arange(tokens.shape[1], device=tokens.device)[None, :] < lengths[:, None]
+
+
+def chosen_logprobs(logits: Tensor, tokens: Tensor, lengths: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probability of each token given those before it, and the entropy of its distribution.
 
-    `tokens` `[B, T]` right-padded, `lengths` `[B]`; returns two float32 `[B, T]`, aligned with `tokens`; position 0
-    and the padding hold 0. Only the log-probabilities carry a gradient.
+    Two float32 `[B, T]`, aligned with `tokens`; position 0 and the padding hold 0. Only the log-probabilities carry a
+    gradient.
     """
-    positions = torch.arange(tokens.shape[1], device=tokens.device)
-    attention = positions[None, :] < lengths[:, None]
-    logits = model(input_ids=tokens, attention_mask=attention.long()).logits
     logprobs, entropy = token_logprobs(logits[:, :-1], tokens[:, 1:], temperature=temperature, entropy=True)
-    inside = attention[:, 1:]
-    first = logprobs.new_zeros(tokens.shape[0], 1)
-    aligned = torch.cat([first, torch.where(inside, logprobs, 0.0)], dim=1)
-    return aligned, torch.cat([first, torch.where(inside, entropy.detach(), 0.0)], dim=1)
+    real = inside(tokens, lengths)[:, 1:]
+    return aligned(torch.where(real, logprobs, 0.0)), aligned(torch.where(real, entropy.detach(), 0.0))
+
+
+def aligned(following: Tensor) -> Tensor:
+    """`[B, T]` of `[B, T − 1]`: what was computed for the next token, at that token; 0 at the first."""
+    return torch.cat([following.new_zeros(len(following), 1), following], dim=1)

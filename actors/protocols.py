@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from actors.messages import GroupScores, Proof, ScoreRequest, StepReport
+from actors.messages import GroupScores, Proof, ScoreRequest, StepReport, UpdateOrder
 from trainers.algorithms.base import Need
 from trainers.config import SamplingConfig
 from trainers.types import AnnotatedSample, Completion, Sample, TokenPrompt, TrainSample
@@ -32,7 +32,7 @@ class Learners(Protocol):
         """Log-probabilities that the algorithm needs before the update."""
         ...
 
-    async def update(self, samples: Sequence[TrainSample], *, kl_coef: float, seed: Sequence[int]) -> StepReport:
+    async def update(self, samples: Sequence[TrainSample], order: UpdateOrder, *, seed: Sequence[int]) -> StepReport:
         """All optimizer steps of one step of the loop."""
         ...
 
@@ -102,6 +102,7 @@ class Roles:
     """All roles of a run."""
 
     generators: Generators
+    teacher: Generators | None = None  # writes in the policy's place, where the algorithm asks for it
     learners: Learners
     weights: WeightSync
     scorer: Scorer

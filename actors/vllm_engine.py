@@ -17,15 +17,18 @@ import numpy as np
 from vllm import EngineArgs, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.exceptions import VLLMClientError
+from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from actors.config import LARGEST_RANK
 from actors.messages import EngineSpec, GenerateRequest
 from trainers.config import SamplingConfig
 from trainers.types import Completion, FinishReason
 
 _T = TypeVar("_T")
+_RANKS = (8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)  # of adapters, for which vLLM reserves room
 _PREFILL_TOKENS = 8192  # of whole prompts in one engine step on the CPU
 _Command: TypeAlias = tuple[Callable[[], None], Sequence[Future[Any]]]  # and who waits for it
 
@@ -42,6 +45,7 @@ class VllmEngine:
         self._pending: dict[str, tuple[Future[Completion], int]] = {}
         self._paused = False
         self._policy_version = -1
+        self._adapter: LoRARequest | None = None
         self._failure: BaseException | None = None
         self._failing = threading.Lock()  # no command may slip in behind the last
         self._engine: Any = None
@@ -97,6 +101,19 @@ class VllmEngine:
     def rpc(self, method: str, *args: Any) -> Future[list[Any]]:
         """Call a method on every worker of the engine, between two steps."""
         return self.call(lambda engine: cast("list[Any]", engine.collective_rpc(method, args=args)))
+
+    def use_adapter(self, id: int, directory: str) -> Future[None]:
+        """Write with the adapter in `directory` from now on, instead of the one before; `id` is used once only."""
+
+        def change(engine: Any) -> None:
+            adapter = LoRARequest(lora_name=f"policy-{id}", lora_int_id=id, lora_path=directory)
+            if not engine.add_lora(adapter):
+                raise RuntimeError(f"vLLM did not load adapter {id}")
+            if self._adapter is not None:
+                engine.remove_lora(self._adapter.lora_int_id)
+            self._adapter = adapter
+
+        return self.call(change)
 
     def close(self) -> None:
         """Stop the thread and the engine's workers."""
@@ -159,7 +176,8 @@ class VllmEngine:
         key = f"{request.id}/{index}"
         params = sampling_params(request.sampling, seed=request.seeds[index])
         try:
-            self._engine.add_request(key, {"prompt_token_ids": request.prompt.tolist()}, params)
+            prompt = {"prompt_token_ids": request.prompt.tolist()}
+            self._engine.add_request(key, prompt, params, lora_request=self._adapter)
         except VLLMClientError as error:  # refused, for instance because it is longer than the context
             future.set_exception(ValueError(str(error)))
             return
@@ -219,8 +237,8 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
         else {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": True}
     )
     args = EngineArgs(
-        model=spec.policy.model,
-        dtype=spec.policy.dtype,
+        model=spec.model,
+        dtype=spec.dtype,
         max_model_len=spec.max_model_len,
         max_num_seqs=config.max_num_seqs,
         tensor_parallel_size=config.tensor_parallel,
@@ -230,8 +248,23 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
         max_logprobs=1,
         seed=0,
         disable_log_stats=True,
-        worker_extension_cls="actors.vllm_weights.WorkerExtension",
-        weight_transfer_config=WeightTransferConfig(backend=f"rlhf_{spec.transport}"),
         **device_args,
+        **_weight_args(spec),
     )
     return LLMEngine.from_engine_args(args, enable_multiprocessing=False)
+
+
+def _weight_args(spec: EngineSpec) -> dict[str, Any]:
+    """How new weights come in: into the model itself, or as adapters on it."""
+    if spec.adapter is None:
+        return {
+            "worker_extension_cls": "actors.vllm_weights.WorkerExtension",
+            "weight_transfer_config": WeightTransferConfig(backend=f"rlhf_{spec.transport}"),
+        }
+    rank = spec.adapter.adapter_rank or 0
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_cpu_loras": 2,  # the old one goes when the new one is there
+        "max_lora_rank": next(size for size in _RANKS if rank <= size),
+    }

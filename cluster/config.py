@@ -84,8 +84,8 @@ class RunConfig(Config):
     """The model that is trained."""
     data: DataConfig
     """The prompts."""
-    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
-    """What judges the completions; the weighted sum of all is trained on."""
+    rewards: tuple[RewardConfig, ...] = ()
+    """What judges the completions; the weighted sum of all is trained on. gkd needs none, and watches those given."""
     algorithm: AlgorithmConfig
     """How the policy learns from the scores."""
     sampling: SamplingConfig = SamplingConfig()

@@ -23,13 +23,14 @@ from cluster.checkpoint import Checkpoint, CheckpointStore, DriverState
 from cluster.config import RunConfig
 from cluster.files import RunDirectoryError
 from cluster.groups import Encoder, GroupProducer
+from cluster.lessons import make_order, who_writes
 from cluster.measures import Clock, StepFacts, eval_metrics, step_metrics
 from cluster.progress import Progress
 from cluster.recorder import Recorder, rollout_rows
 from trainers.algorithms.base import Algorithm
 from trainers.kl import AdaptiveKL, FixedKL
 from trainers.seeds import derive_seed
-from trainers.types import Prompt, TrainSample, to_samples
+from trainers.types import Prompt, Rollout, TrainSample, to_samples
 
 _T = TypeVar("_T")
 
@@ -118,7 +119,7 @@ class Driver:
         await self._roles.weights.publish(self._version)
         buffer = RolloutBuffer(
             self._data.stream,
-            lambda id, prompt: self._groups.produce(id, prompt, n=self._config.sampling.n),
+            self._produce,
             slots=(train.max_staleness + 1) * train.prompts_per_step,
             prompts_left=(train.steps - self._step) * train.prompts_per_step,
         )
@@ -133,6 +134,10 @@ class Driver:
             raise
         finally:
             await buffer.close()
+
+    def _produce(self, id: str, prompt: Prompt) -> Awaitable[Rollout]:
+        writer = who_writes(self._config, self._step)
+        return self._groups.produce(id, prompt, n=self._config.sampling.n, writer=writer, version=self._version)
 
     async def _one_step(self, buffer: RolloutBuffer) -> None:
         """One step of the loop, from free slots to a record on the disk."""
@@ -155,9 +160,9 @@ class Driver:
         progress.phase("train")
         began_part = monotonic()
         samples = self._algorithm.advantages(annotated, kl_coef=self._kl.coef)
-        report = await self._roles.learners.update(
-            samples, kl_coef=self._kl.coef, seed=(derive_seed(self._config.seed, "updates", self._step),)
-        )
+        order = make_order(self._config, self._step, kl_coef=self._kl.coef)
+        seed = (derive_seed(self._config.seed, "updates", self._step),)
+        report = await self._roles.learners.update(samples, order, seed=seed)
         clock.train = monotonic() - began_part
         self._refuse_gap(report)
         coef = self._kl.coef
@@ -182,6 +187,7 @@ class Driver:
             report=report,
             proof=proof,
             kl_coef=coef if self._config.algorithm.kl.coef > 0 else None,
+            trained_rewards=self._groups.trains_on_rewards,
             clock=clock,
         )
         self._version += 1
@@ -219,7 +225,7 @@ class Driver:
             for task in tasks:
                 task.cancel()
         self._sinks.recorder.rollouts(self._step, rollout_rows(self._step, rollouts, {}), kind="eval")
-        return eval_metrics(rollouts)
+        return eval_metrics(rollouts, trained=self._groups.trains_on_rewards)
 
     async def _unless_stopped(self, work: Awaitable[_T]) -> _T:
         """What `work` gives, unless the run is asked to stop first: then the work is given up, nothing is lost."""
@@ -295,6 +301,6 @@ def make_controller(config: RunConfig, *, coef: float | None = None) -> FixedKL 
 
 
 def _advantage(sample: TrainSample) -> float:
-    """The advantage of the first token that the policy chose (GRPO's is the same for all)."""
+    """The mean over the tokens that the policy chose (GRPO's is the same for all)."""
     chosen = sample.advantages[sample.sample.mask]
-    return float(chosen[0]) if len(chosen) else 0.0
+    return float(chosen.mean()) if len(chosen) else 0.0

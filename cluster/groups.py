@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from time import monotonic
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -16,8 +17,11 @@ from actors.messages import GroupScores, ScoreRequest
 from actors.protocols import Roles
 from actors.reward_config import reward_names
 from cluster.config import RunConfig
+from trainers.errors import Problem, UserError
 from trainers.seeds import derive_seed
-from trainers.types import Prompt, Rollout, TokenPrompt
+from trainers.types import Completion, Prompt, Rollout, TokenPrompt
+
+Writer: TypeAlias = Literal["policy", "teacher", "data"]
 
 
 class RewardsFailedError(RuntimeError):
@@ -29,6 +33,10 @@ class Encoder(Protocol):
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, ready for the model to answer."""
+        ...
+
+    def encode_response(self, text: str) -> list[int]:
+        """Token ids of an answer, its end included."""
         ...
 
 
@@ -43,16 +51,52 @@ class GroupProducer:
         self._trained = {name for name, r in zip(reward_names(config.rewards), config.rewards, strict=True) if r.weight}
         self.written_at = 0.0  # monotonic time of the latest completion
 
-    async def produce(self, id: str, prompt: Prompt, *, n: int) -> Rollout:
-        """One group of `n`; its draws depend on the run's seed and `id` alone."""
+    @property
+    def trains_on_rewards(self) -> bool:
+        """Whether any reward has a weight."""
+        return bool(self._trained)
+
+    async def produce(
+        self, id: str, prompt: Prompt, *, n: int, writer: Writer = "policy", version: int = 0
+    ) -> Rollout:
+        """One group of `n`; its draws depend on the run's seed and `id` alone.
+
+        `version` stamps what someone else than the policy writes.
+        """
         tokens = np.asarray(self._encoder.encode(prompt), dtype=np.int32)
         token_prompt = TokenPrompt(id=id, prompt=prompt, tokens=tokens)
         seeds = [derive_seed(self._config.seed, "sample", id, i) for i in range(n)]
-        completions = await self._roles.generators.generate(token_prompt, self._config.sampling, seeds)
+        completions = await self._write(token_prompt, seeds, writer, version)
         self.written_at = monotonic()
         scores = await self._score(ScoreRequest(prompt=prompt, completions=tuple(c.text for c in completions)))
         self._causes[id] = [f"{f.name}: {f.cause}" for f in scores.failures if f.name in self._trained]
         return Rollout(prompt=token_prompt, completions=completions, rewards=scores.rewards, reward=scores.reward)
+
+    async def _write(
+        self, prompt: TokenPrompt, seeds: Sequence[int], writer: Writer, version: int
+    ) -> tuple[Completion, ...]:
+        sampling = self._config.sampling
+        if writer == "policy":
+            return await self._roles.generators.generate(prompt, sampling, seeds)
+        if writer == "data":
+            return (self._from_data(prompt.prompt, version),) * len(seeds)
+        assert self._roles.teacher is not None, "this run has no teacher that writes"
+        written = await self._roles.teacher.generate(prompt, sampling, seeds)
+        return tuple(replace(completion, policy_version=version) for completion in written)
+
+    def _from_data(self, prompt: Prompt, version: int) -> Completion:
+        """The response that the data holds, as if it had been written; its log-probabilities are never read."""
+        if prompt.response is None:
+            raise UserError([Problem(f"{prompt.source}:{prompt.line}", "holds no response text to learn from")])
+        tokens = np.asarray(self._encoder.encode_response(prompt.response), dtype=np.int32)
+        limit = self._config.sampling.max_tokens
+        return Completion(
+            tokens=tokens[:limit],
+            logprobs=np.zeros(min(len(tokens), limit), dtype=np.float32),
+            text=prompt.response,
+            finish_reason="stop" if len(tokens) <= limit else "length",
+            policy_version=version,
+        )
 
     def refuse_failed(self, rollouts: Sequence[Rollout], *, step: int) -> None:
         """Raise `RewardsFailedError` with the first cause where more of a step failed than is allowed."""

@@ -38,6 +38,7 @@ class StepFacts:
     report: StepReport
     proof: Proof
     kl_coef: float | None
+    trained_rewards: bool = True  # False: rewards are watched only, as GKD may have it
     clock: Clock = field(default_factory=Clock)
 
 
@@ -46,17 +47,16 @@ def step_metrics(facts: StepFacts) -> dict[str, float]:
     report, clock = facts.report, facts.clock
     tokens = sum(len(c.tokens) for r in facts.rollouts for c in r.completions)
     metrics: dict[str, float] = {"step": facts.step, "policy/version": facts.version + 1}
-    metrics |= reward_metrics(facts.rollouts)
+    metrics |= reward_metrics(facts.rollouts, trained=facts.trained_rewards)
     if facts.kl_coef is not None:
         metrics["kl/coef"] = facts.kl_coef
     metrics |= {name: mean.value for name, mean in report.metrics.items() if name not in WEIGHT_MOMENTS}
     metrics |= effective_sample_size(report.metrics)
-    metrics |= {
-        "policy/loss": report.loss,
-        "policy/grad_norm": report.grad_norm,
-        "policy/lr": report.learning_rate,
-        "advantage/zero_groups": zero_groups(facts.samples),
-    }
+    metrics["policy/loss"] = report.loss
+    if report.grad_norm is not None:
+        metrics |= {"policy/grad_norm": report.grad_norm, "policy/lr": report.learning_rate}
+    if facts.trained_rewards:
+        metrics["advantage/zero_groups"] = zero_groups(facts.samples)
     metrics |= rollout_metrics(facts.rollouts)
     metrics |= {
         "rollout/staleness_max": facts.version - min(c.policy_version for r in facts.rollouts for c in r.completions),
@@ -82,17 +82,19 @@ def effective_sample_size(metrics: Mapping[str, Mean]) -> dict[str, float]:
     return {"importance/ess": first.value**2 / second.value}
 
 
-def reward_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def reward_metrics(rollouts: Sequence[Rollout], *, trained: bool = True) -> dict[str, float]:
     """Mean and spread (unbiased) of the trained reward, the mean of each source, and how many scores failed."""
-    trained = [r for rollout in rollouts for r in rollout.reward if r is not None]
+    watched = {f"reward/{name}": mean for name, mean in source_means(rollouts).items()}
+    if not trained:
+        return watched
+    scores = [r for rollout in rollouts for r in rollout.reward if r is not None]
     total = sum(len(rollout.reward) for rollout in rollouts)
     metrics: dict[str, float] = {}
-    if trained:
-        metrics["reward/mean"] = float(np.mean(trained))
-    if len(trained) > 1:
-        metrics["reward/std"] = float(np.std(trained, ddof=1))
-    metrics |= {f"reward/{name}": mean for name, mean in source_means(rollouts).items()}
-    return metrics | {"reward/failed": total - len(trained)}
+    if scores:
+        metrics["reward/mean"] = float(np.mean(scores))
+    if len(scores) > 1:
+        metrics["reward/std"] = float(np.std(scores, ddof=1))
+    return metrics | watched | {"reward/failed": total - len(scores)}
 
 
 def source_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -125,8 +127,8 @@ def zero_groups(samples: Sequence[TrainSample]) -> float:
     return sum(not alive for alive in groups.values()) / len(groups) if groups else 0.0
 
 
-def eval_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def eval_metrics(rollouts: Sequence[Rollout], *, trained: bool = True) -> dict[str, float]:
     """`eval/reward_mean` and `eval/<name>`."""
-    trained = [r for rollout in rollouts for r in rollout.reward if r is not None]
+    scores = [r for rollout in rollouts for r in rollout.reward if r is not None]
     metrics: Mapping[str, float] = {f"eval/{name}": mean for name, mean in source_means(rollouts).items()}
-    return ({"eval/reward_mean": float(np.mean(trained))} if trained else {}) | dict(metrics)
+    return ({"eval/reward_mean": float(np.mean(scores))} if trained and scores else {}) | dict(metrics)

@@ -26,7 +26,10 @@ from actors.scorer import Scorer
 from actors.weights import Route, Transport
 from cluster.config import RunConfig
 from cluster.driver import Data
+from cluster.lessons import critic_steps, teacher_writes
+from cluster.plan_memory import max_model_len
 from cluster.run_directory import RunDirectory
+from trainers.algorithms.config import GKDConfig
 from trainers.types import TokenPrompt
 
 
@@ -54,16 +57,21 @@ async def open_roles(
     On a cluster of the run's own the reward service is left to end with it.
     """
     gpus = ray.cluster_resources().get("GPU", 0) > 0
-    plan = layout(config.placement, config.generators, config.learners, gpus=gpus)
+    teaches = teacher_writes(config)
+    plan = layout(config.placement, config.generators, config.learners, gpus=gpus, teacher=teaches)
     group = await asyncio.to_thread(reserve, plan, deadline_s=min(config.timeouts.start_s, 120.0))
     transport = choose_transport(config, gpus=gpus)
     deadlines = _deadlines(config)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(ray.util.remove_placement_group, group)
-        generator_actors = launch_generators(
-            config, generator_seats(plan, group, config.generators, run.logs), transport
-        )
+        seats = generator_seats(plan, group, config.generators, run.logs)
+        generator_actors = launch_generators("generator", policy_engine(config, run, transport), seats)
         stack.callback(generator_actors.kill)
+        teacher = None
+        if teaches:
+            seats = generator_seats(plan, group, config.generators, run.logs, teacher=True)
+            teacher = GeneratorGroup(launch_generators("teacher", teacher_engine(config), seats), deadlines)
+            stack.callback(teacher.actors.kill)
         learner_actors = launch_learners(config, learner_seats(plan, group, config.learners, run.logs))
         stack.callback(learner_actors.kill)
         scorer = Scorer(config.rewards, base_dir=Path.cwd(), run_id=run.path.name)
@@ -71,7 +79,10 @@ async def open_roles(
         generators = GeneratorGroup(generator_actors, deadlines)
         learners = LearnerGroup(learner_actors, config.train, deadlines)
         turns = SharedGPUs(learners, generators, deadlines) if gpus and config.placement == "colocated" else OwnGPUs()
-        await _start(learners, generators, scorer, shared=isinstance(turns, SharedGPUs), deadline_s=deadlines.start)
+        starting = _Starting(learners, [g for g in (generators, teacher) if g], scorer, deadlines)
+        await starting.all(shared=isinstance(turns, SharedGPUs), base=base_of(run) if is_quantised(config) else None)
+        if teacher is not None:  # its weights are those that it was loaded with
+            await teacher.actors.each("resume", lambda a, _: a.resume.remote(0), deadline_s=deadlines.sync)
         weights = WeightSynchronizer(
             learners,
             generators,
@@ -83,26 +94,40 @@ async def open_roles(
         await weights.connect(await _route(config, learners, transport))
         yield RunningRoles(
             generators=generators,
+            teacher=teacher,
             learners=learners,
             weights=weights,
             scorer=scorer,
             turns=turns,
-            groups=(generator_actors, learner_actors),
+            groups=(generator_actors, learner_actors, *([teacher.actors] if teacher else [])),
         )
 
 
-async def _start(
-    learners: LearnerGroup, generators: GeneratorGroup, scorer: Scorer, *, shared: bool, deadline_s: float
-) -> None:
-    """All roles at once; on shared GPUs the learners first, so that vLLM sees what memory they leave."""
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(scorer.start(deadline_s=deadline_s))
-        if shared:
-            await learners.start()
-            await learners.actors.each("offload", lambda a, _: a.offload.remote(), deadline_s=deadline_s)
-        else:
-            tasks.create_task(learners.start())
-        tasks.create_task(generators.start())
+@dataclass(frozen=True, slots=True)
+class _Starting:
+    """The roles that start together."""
+
+    learners: LearnerGroup
+    generators: Sequence[GeneratorGroup]
+    scorer: Scorer
+    deadlines: Deadlines
+
+    async def all(self, *, shared: bool, base: Path | None) -> None:
+        """All roles at once; on shared GPUs the learners first, so that vLLM sees what memory they leave; and before
+        the generators too where these serve a base that the learners write."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.scorer.start(deadline_s=self.deadlines.start))
+            if shared or base is not None:
+                await self.learners.start()
+            else:
+                tasks.create_task(self.learners.start())
+            if base is not None:
+                await self.learners.write_base(str(base))
+            if shared:
+                deadline = self.deadlines.start
+                await self.learners.actors.each("offload", lambda a, _: a.offload.remote(), deadline_s=deadline)
+            for generators in self.generators:
+                tasks.create_task(generators.start())
 
 
 def _deadlines(config: RunConfig) -> Deadlines:
@@ -116,20 +141,48 @@ def _deadlines(config: RunConfig) -> Deadlines:
     )
 
 
-def launch_generators(config: RunConfig, seats: Sequence[Seat], transport: Transport) -> ActorGroup:
-    """The generators, not yet started."""
-    spec = EngineSpec(
-        policy=config.policy,
+def policy_engine(config: RunConfig, run: RunDirectory, transport: Transport) -> EngineSpec:
+    """What writes for the policy: the whole model, or the base that its adapter is served on."""
+    return EngineSpec(
+        model=str(base_of(run)) if is_quantised(config) else config.policy.model,
+        dtype=config.policy.dtype,
         generators=config.generators,
-        max_model_len=config.generators.max_model_len or config.data.max_prompt_tokens + config.sampling.max_tokens,
+        max_model_len=max_model_len(config),
         transport=transport,
+        adapter=None if config.policy.train_type == "full" else config.policy,
     )
-    return ActorGroup("generator", [launch(Generator, seat, spec) for seat in seats], [seat.log for seat in seats])
+
+
+def teacher_engine(config: RunConfig) -> EngineSpec:
+    """What writes for GKD's teacher: one engine whose weights stay."""
+    assert isinstance(config.algorithm, GKDConfig)
+    return EngineSpec(
+        model=config.algorithm.teacher.model,
+        dtype=config.policy.dtype,
+        generators=config.generators,
+        max_model_len=max_model_len(config),
+    )
+
+
+def is_quantised(config: RunConfig) -> bool:
+    """Whether the learners hold 4-bit weights, which the generators serve de-quantised."""
+    return config.policy.train_type == "qlora"
+
+
+def base_of(run: RunDirectory) -> Path:
+    """Where the learners write the de-quantised base."""
+    return run.path / "base"
+
+
+def launch_generators(role: str, spec: EngineSpec, seats: Sequence[Seat]) -> ActorGroup:
+    """Generators, not yet started."""
+    return ActorGroup(role, [launch(Generator, seat, spec) for seat in seats], [seat.log for seat in seats])
 
 
 def launch_learners(config: RunConfig, seats: Sequence[Seat]) -> ActorGroup:
     """The learners, not yet started."""
     train = config.train
+    each = train.updates_per_step * train.epochs_per_step
     spec = LearnerSpec(
         policy=config.policy,
         learners=config.learners,
@@ -137,7 +190,8 @@ def launch_learners(config: RunConfig, seats: Sequence[Seat]) -> ActorGroup:
         train=train,
         temperature=config.sampling.temperature,
         max_completion_tokens=config.sampling.max_tokens,
-        total_optimizer_steps=train.steps * train.updates_per_step * train.epochs_per_step,
+        total_optimizer_steps=(train.steps - critic_steps(config)) * each,
+        critic_optimizer_steps=train.steps * each,
         seed=config.seed,
         collective_timeout_s=config.timeouts.update_s,
     )
@@ -146,7 +200,9 @@ def launch_learners(config: RunConfig, seats: Sequence[Seat]) -> ActorGroup:
 
 
 def choose_transport(config: RunConfig, *, gpus: bool) -> Transport:
-    """How weights travel where the config leaves it open."""
+    """How weights travel where the config leaves it open; an adapter is small enough for the object store."""
+    if config.policy.train_type != "full":
+        return "ray"
     if config.sync.transport != "auto":
         return config.sync.transport
     if not gpus:

@@ -32,6 +32,7 @@ class Prompt:
 
     messages: tuple[Message, ...]  # a `prompt` string is one user turn
     columns: Mapping[str, Any] = field(default_factory=dict)  # every other column, for reward functions
+    response: str | None = None  # what data of format `sft` holds beside it
     source: str  # the file that it stands in
     line: int  # physical line (Parquet: row) from 1
 

@@ -17,7 +17,7 @@ from actors.config import LearnerConfig
 from actors.generator import Generator
 from actors.groups import GeneratorGroup, LearnerGroup, WeightSynchronizer
 from actors.learner import Learner
-from actors.messages import GenerateRequest
+from actors.messages import GenerateRequest, UpdateOrder
 from actors.remote import ActorGroup, RoleError, launch
 from actors.weights import GeneratorClient, ObjectStoreSender, Route, WeightSyncError
 from trainers.algorithms.config import GRPOConfig, KLConfig
@@ -119,7 +119,7 @@ class Tampered(Learner):
 
     def tamper(self, generators: Sequence[Any]) -> None:
         client = TamperingClient(generators, deadline_s=60)
-        self._sender = ObjectStoreSender(self._policy.weights(), client, rank=0)
+        self._sender = ObjectStoreSender(self._policy.served(), client, rank=0)
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def learn(stage: Stage) -> None:
         TrainSample(annotated=AnnotatedSample(sample=s), advantages=s.mask * np.float32((-1) ** i))
         for i, s in enumerate(rollouts(stage))
     ]
-    tiny.run(stage.learners.update(samples, kl_coef=0.0, seed=(0,)))
+    tiny.run(stage.learners.update(samples, UpdateOrder(kl_coef=0.0), seed=(0,)))
 
 
 def largest_gap(stage: Stage, samples: list[Sample]) -> float:

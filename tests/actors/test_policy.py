@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from actors.config import PolicyConfig
-from actors.policy import forward_logprobs, load_model, load_tokenizer
+from actors.policy import chosen_logprobs, forward, load_model, load_policy, load_tokenizer
 
 LENGTHS = (9, 2, 5)
 
@@ -26,6 +26,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.attention_dropout = 0.5
     config.save_pretrained(path)
     return path
+
+
+def forward_logprobs(
+    model: Any, tokens: torch.Tensor, lengths: torch.Tensor, *, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return chosen_logprobs(forward(model, tokens, lengths), tokens, lengths, temperature=temperature)
 
 
 def batch(padding: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,7 +65,9 @@ def test_training_mode_computes_what_evaluation_does(path: Path) -> None:
 def test_logprobs_and_entropy_are_those_of_each_sequence_alone(
     path: Path, temperature: float, checkpointing: bool
 ) -> None:
-    model = load_model(PolicyConfig(model=str(path), dtype="float32"), gradient_checkpointing=checkpointing)
+    model = load_policy(
+        PolicyConfig(model=str(path), dtype="float32"), total_steps=1, gradient_checkpointing=checkpointing
+    )
     plain = tiny.load_plain(path)
     tokens, lengths = batch(5)
     logprobs, entropy = forward_logprobs(model, tokens, lengths, temperature=temperature)
@@ -86,7 +94,9 @@ def test_only_logprobs_of_real_tokens_carry_a_gradient(path: Path) -> None:
     assert isinstance(total, torch.Tensor)
     total.backward()
     for padding in (0, 200):
-        model: Any = load_model(PolicyConfig(model=str(path), dtype="float32"), gradient_checkpointing=True)
+        model: Any = load_policy(
+            PolicyConfig(model=str(path), dtype="float32"), total_steps=1, gradient_checkpointing=True
+        )
         logprobs, entropy = forward_logprobs(model, *batch(padding), temperature=0.7)
         assert not entropy.requires_grad
         logprobs.sum().backward()

@@ -80,10 +80,10 @@ def plain_logprobs(model: Any, tokens: np.ndarray[Any, Any], *, temperature: flo
 
 def engine_spec(model: Path, *, dtype: str = "float32", max_model_len: int = CONTEXT) -> EngineSpec:
     return EngineSpec(
-        policy=PolicyConfig(model=str(model), dtype=dtype),
+        model=str(model),
+        dtype=dtype,
         generators=GeneratorConfig(kv_cache_gib=0.05, max_num_seqs=32, threads=1),
         max_model_len=max_model_len,
-        transport="ray",
     )
 
 
@@ -206,6 +206,7 @@ def learner_spec(
         "temperature": 0.7,
         "max_completion_tokens": 16,
         "total_optimizer_steps": 4,
+        "critic_optimizer_steps": 4,
         "seed": 0,
         "collective_timeout_s": 60.0,
     }

@@ -59,6 +59,11 @@ class ChatEncoder:
         """Tokens of each prompt, or why the template refuses it; a few hundred at once are fast."""
         return [e if isinstance(e, Finding) else len(e) for e in self._encode(prompts)]
 
+    def encode_response(self, text: str) -> list[int]:
+        """Token ids of an answer, with the end-of-sequence token."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*ids, self._tokenizer.eos_token_id]
+
     def _encode(self, prompts: Sequence[Prompt]) -> list[list[int] | Finding]:
         rendered = [self._render(p) for p in prompts]
         texts = [r for r in rendered if isinstance(r, str)]

@@ -29,7 +29,7 @@ def to_prompt(record: Mapping[str, Any], *, source: str, line: int) -> Prompt:
         messages = (_user(_instruction(record)),)
         left_out |= set(_ALPACA_FIELDS)
     columns = {name: value for name, value in record.items() if name not in left_out}
-    return Prompt(messages=messages, columns=columns, source=source, line=line)
+    return Prompt(messages=messages, columns=columns, response=response_of(record), source=source, line=line)
 
 
 def response_of(record: Mapping[str, Any]) -> str | None:

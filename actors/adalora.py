@@ -1,0 +1,105 @@
+"""AdaLoRA's rank allocation (arXiv 2303.10512) under an engine that keeps weights and gradients to itself.
+
+PEFT's own allocator does the work, on whole copies of the adapter's tensors with their gradients (both are small):
+once for each optimizer step, after it, on the gradients that it used. It knows PEFT and torch, no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.adalora import AdaLoraModel, RankAllocator
+from torch import Tensor, nn
+
+from actors.adapters import ADAPTER
+
+_AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+class _Tensors:
+    """Stands for the model where PEFT's allocator asks for its parameters."""
+
+    def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
+        self._named = named
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return iter(self._named.items())
+
+
+@dataclass
+class _Shadow:
+    """What `AdaLoraModel.update_and_allocate` reads of the model that it is a method of."""
+
+    model: _Tensors
+    peft_config: dict[str, Any]
+    rankallocator: RankAllocator
+    trainable_adapter_name: str = ADAPTER
+
+
+class RankAllocation:
+    """The ranks of a run's adapter, from full to target. The same numbers on every ZeRO rank."""
+
+    def __init__(self, module: Any, shapes: Mapping[str, torch.Size]) -> None:
+        self._config = module.peft_config[ADAPTER]
+        self._shapes = shapes
+        empty = {name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()}
+        self._allocator = RankAllocator(_Tensors(empty), self._config, ADAPTER)
+        self._step = 0
+
+    def allocate(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """After an optimizer step: the singular values (`lora_E`, by name) as they must be now.
+
+        `weights` are those after the step, `gradients` those that it used, by the module's names, whole.
+        """
+        named = {}
+        for name, weight in weights.items():
+            named[name] = nn.Parameter(weight.detach().float().clone())
+            named[name].grad = gradients[name].float()
+        self._step += 1
+        shadow = _Shadow(_Tensors(named), {ADAPTER: self._config}, self._allocator)
+        AdaLoraModel.update_and_allocate(shadow, self._step)
+        return {name: value.detach() for name, value in named.items() if "lora_E" in name}
+
+    def ranks(self) -> dict[str, int]:
+        """Rank of each layer now."""
+        pattern = self._config.rank_pattern or {}
+        values = [name for name in self._shapes if "lora_E" in name]
+        return {
+            name.split(".lora_E")[0].removeprefix("base_model.model."): (
+                int(sum(pattern[key])) if (key := _pattern_key(name, pattern)) else self._shapes[name][0]
+            )
+            for name in values
+        }
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        averages = {name: dict(getattr(self._allocator, name)) for name in _AVERAGES}
+        return {"step": self._step, "rank_pattern": self._config.rank_pattern, **averages}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put `state` back."""
+        self._step = int(state["step"])
+        self._config.rank_pattern = state["rank_pattern"]
+        for name in _AVERAGES:
+            setattr(self._allocator, name, dict(state[name]))
+
+
+def _pattern_key(name: str, pattern: Mapping[str, Any]) -> str | None:
+    """PEFT's key of a layer's pattern: the parameter's name, with or without the adapter's in it."""
+    return next((key for key in (name, name.replace(f".{ADAPTER}", "")) if key in pattern), None)
+
+
+def orthogonality(named: Mapping[str, Tensor]) -> Tensor:
+    """‖P·Pᵀ − I‖ (Frobenius), averaged over every layer's left and right vectors (arXiv 2303.10512, eq. 4).
+
+    As PEFT computes it: lora_A is `[r, in]`, lora_B `[out, r]`.
+    """
+    norms = []
+    for name, tensor in named.items():
+        if "lora_A" in name or "lora_B" in name:
+            gram = tensor @ tensor.T if "lora_A" in name else tensor.T @ tensor
+            norms.append(torch.norm(gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device), p="fro"))
+    return torch.stack(norms).mean()

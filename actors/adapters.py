@@ -1,0 +1,159 @@
+"""Adapters of the policy (PEFT): put on, switched off, read out for the generators, saved. It knows no engine.
+
+Three names of one tensor: the module's (`….lora_A.default.weight`), PEFT's in a file (`….lora_A.weight`), and for
+AdaLoRA what the generators get, a plain LoRA pair that computes the same function.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import Tensor, nn
+
+from actors.config import PolicyConfig
+from actors.weights import TensorInfo, WeightSource
+from trainers.errors import Problem, UserError
+
+ADAPTER = "default"  # the name that PEFT gives to the only adapter
+PLAIN_FOLDER = "lora"  # beside an AdaLoRA adapter: the plain one that vLLM serves
+
+
+def attach_adapter(model: nn.Module, policy: PolicyConfig, *, total_steps: int) -> nn.Module:
+    """The model with a fresh adapter, everything else frozen; `UserError` where no layer has a wanted name."""
+    lora = policy.lora
+    common: dict[str, Any] = {
+        "task_type": "CAUSAL_LM",
+        "lora_alpha": lora.alpha,
+        "target_modules": lora.target_modules if lora.target_modules == "all-linear" else list(lora.target_modules),
+    }
+    config: peft.PeftConfig
+    if policy.train_type == "adalora":
+        tinit, tfinal = lora.schedule(total_steps)
+        config = peft.AdaLoraConfig(
+            init_r=lora.init_r,
+            target_r=lora.target_r,
+            tinit=tinit,
+            tfinal=tfinal,
+            deltaT=lora.delta_t,
+            total_step=total_steps,
+            **common,
+        )
+    else:
+        config = peft.LoraConfig(r=lora.r, **common)
+    try:
+        adapted = peft.get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=False)
+    except ValueError as error:
+        if "arget modules" not in str(error):
+            raise
+        raise UserError([Problem("policy.lora.target_modules", missing_targets(model, lora.target_modules))]) from None
+    dtype = getattr(torch, policy.dtype)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    trained: nn.Module = adapted
+    return trained
+
+
+def missing_targets(model: nn.Module, wanted: Sequence[str]) -> str:
+    """What to say where no layer has one of the wanted names."""
+    linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module)})
+    return f"no layer of the model is called {' or '.join(wanted)}; its linear layers are {', '.join(linear)}"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether an adapter can stand on it, 4-bit layers included."""
+    return isinstance(module, nn.Linear)
+
+
+def trained_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """What the optimizer changes, under the module's own names."""
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def file_name(name: str) -> str:
+    """A tensor's name in an adapter's file.
+
+    >>> file_name("base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight")
+    'base_model.model.model.layers.0.mlp.up_proj.lora_A.weight'
+    """
+    return name.replace(f".{ADAPTER}", "")
+
+
+class FoldedAdapter:
+    """AdaLoRA's P·Λ·Q of each layer as a plain LoRA pair, A' = Λ·Q and B' = P; a `WeightSource` over another one.
+
+    The generators scale by `PolicyConfig.served_alpha` / rank, as PEFT's layer does (arXiv 2303.10512, eq. 3).
+    """
+
+    def __init__(self, source: WeightSource) -> None:
+        self._source = source
+
+    def infos(self) -> Sequence[TensorInfo]:
+        """Names, types and shapes of the pairs."""
+        return [
+            TensorInfo(f"{info.name}.weight", info.dtype, info.shape)
+            for info in self._source.infos()
+            if not info.name.endswith("lora_E")
+        ]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """A fresh pass over `(name, tensor)`."""
+        return fold_adalora(self._source)
+
+
+def fold_adalora(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """`(….lora_A.weight, [r, in])` and `(….lora_B.weight, [out, r])` of each layer's lora_A, lora_B and lora_E."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in named:
+        layer, _, kind = name.rpartition(".")
+        parts = layers.setdefault(layer, {})
+        parts[kind] = tensor
+        if len(parts) == 3:
+            yield f"{layer}.lora_A.weight", parts["lora_A"] * parts["lora_E"]
+            yield f"{layer}.lora_B.weight", parts["lora_B"]
+            del layers[layer]
+    assert not layers, f"adapter layers without all three parts: {sorted(layers)}"
+
+
+def adapter_config(policy: PolicyConfig, names: Iterable[str], *, base: str | None = None) -> dict[str, Any]:
+    """PEFT's `adapter_config.json` of the plain adapter with these tensors."""
+    rank = policy.adapter_rank
+    assert rank is not None
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": policy.served_alpha,
+        "target_modules": sorted({name.split(".lora_")[0].rpartition(".")[2] for name in names}),
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
+def write_plain_adapter(
+    directory: Path, tensors: Mapping[str, Tensor], policy: PolicyConfig, *, base: str | None = None
+) -> None:
+    """A plain LoRA adapter as PEFT and vLLM read it."""
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "adapter_model.safetensors")
+    config = adapter_config(policy, tensors, base=base)
+    (directory / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def save_adapter(module: Any, tensors: Mapping[str, Tensor], directory: Path, policy: PolicyConfig) -> None:
+    """The trained adapter in PEFT's format; for AdaLoRA also the plain one, in the folder `lora`.
+
+    `tensors` are the trained ones, whole, under the module's own names.
+    """
+    module.save_pretrained(directory, state_dict=dict(tensors), save_embedding_layers=False, safe_serialization=True)
+    if policy.train_type == "adalora":
+        plain = dict(fold_adalora((file_name(name), tensor) for name, tensor in tensors.items()))
+        write_plain_adapter(directory / PLAIN_FOLDER, plain, policy, base=policy.model)

@@ -1,0 +1,48 @@
+"""PPO's critic: a model with a value head on every token. It knows transformers, no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForTokenClassification
+
+from actors.policy import aligned, config_without_dropout, inside
+
+
+def load_critic(path: str, *, dtype: str) -> nn.Module:
+    """A copy of a policy or of a reward model, with one number for each token.
+
+    A reward model keeps its head; a policy gets one that says 0 everywhere, which is what an untaught critic should.
+    """
+    config = config_without_dropout(path)
+    judges = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    config.num_labels = 1
+    config.classifier_dropout = 0.0
+    model: Any = AutoModelForTokenClassification.from_pretrained(
+        path, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+    )
+    head = value_head(model)
+    with torch.no_grad():
+        if head.bias is not None:
+            head.bias.zero_()
+        if not judges:
+            head.weight.zero_()
+    critic: nn.Module = model.train()
+    return critic
+
+
+def value_head(model: nn.Module) -> nn.Linear:
+    """The layer of one output; the last one of the model."""
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
+    return heads[-1]
+
+
+def forward_values(model: Callable[..., Any], tokens: Tensor, lengths: Tensor) -> Tensor:
+    """V of the state in which each token was chosen: float32 `[B, T]`, aligned with `tokens`; 0 for the first token
+    and the padding. `tokens` `[B, T]` right-padded, `lengths` `[B]`."""
+    real = inside(tokens, lengths)
+    values = model(input_ids=tokens, attention_mask=real.long()).logits[..., 0].float()
+    return aligned(torch.where(real[:, 1:], values[:, :-1], 0.0))

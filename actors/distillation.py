@@ -1,0 +1,45 @@
+"""GKD's teacher inside the learners: how far the policy is from it, token by token. It knows torch, no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actors.policy import aligned, forward
+from trainers.algorithms.config import GKDConfig
+from trainers.jsd import generalized_jsd, topk_jsd
+
+
+class Teacher:
+    """A frozen model and the divergence from it (arXiv 2306.13649, eq. 1; with `top_k` over its likeliest tokens)."""
+
+    def __init__(self, model: Callable[..., Any], config: GKDConfig) -> None:
+        self._model = model
+        self._config = config
+
+    def divergence(self, logits: Tensor, tokens: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
+        """Of the policy's `logits` `[B, T, V]`: float32 `[B, T]`, at the token that both were to choose; 0 where not
+        `mask`. Embeddings padded to different sizes are compared over the smaller one, which holds every token."""
+        with torch.no_grad():
+            taught = forward(self._model, tokens, lengths)
+        chosen = mask[:, 1:]
+        size = min(logits.shape[-1], taught.shape[-1])
+        student, teacher = logits[:, :-1][chosen][:, :size], taught[:, :-1][chosen][:, :size]
+        return aligned(_scattered(self._compare(student, teacher), chosen))
+
+    def _compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """`[n]` of two `[n, V]`."""
+        config = self._config
+        if config.top_k is None:
+            return generalized_jsd(student, teacher, beta=config.beta, temperature=config.temperature)
+        logprobs = torch.log_softmax(teacher.float() / config.temperature, dim=-1)
+        best, ids = logprobs.topk(min(config.top_k, logprobs.shape[-1]), dim=-1)
+        return topk_jsd(student, best, ids, beta=config.beta, temperature=config.temperature)
+
+
+def _scattered(values: Tensor, places: Tensor) -> Tensor:
+    """`values` `[n]` at the n True `places`, 0 elsewhere."""
+    return values.new_zeros(places.shape).masked_scatter(places, values)

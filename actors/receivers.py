@@ -1,0 +1,138 @@
+"""What a generator does with weights that arrive: load them into the model, or serve them as its adapter.
+
+It knows no vLLM, only the engine's methods. The names are those of `weights.GeneratorClient`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from actors.adapters import write_plain_adapter
+from actors.config import PolicyConfig
+from actors.messages import EngineSpec
+from actors.weights import tensor_digest, unpack_chunk
+
+if TYPE_CHECKING:
+    from actors.vllm_engine import VllmEngine
+
+_MEMORY = Path("/dev/shm")  # files that never touch a disk
+
+
+class Receiver(Protocol):
+    """One way of taking weights, between two engine steps, generation paused."""
+
+    async def init(self, info: dict[str, Any]) -> None:
+        """Rendezvous with the sender."""
+        ...
+
+    async def start(self) -> None:
+        """Make ready for new weights."""
+        ...
+
+    async def update(self, chunk: dict[str, Any]) -> None:
+        """Take one chunk."""
+        ...
+
+    async def finish(self) -> None:
+        """Make the new weights the ones that write."""
+        ...
+
+    async def digests(self) -> list[dict[str, str]]:
+        """Of every tensor that is held, for each worker of the engine."""
+        ...
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        ...
+
+
+def make_receiver(engine: VllmEngine, spec: EngineSpec) -> Receiver:
+    """What fits the policy's train type."""
+    return ModelReceiver(engine) if spec.adapter is None else AdapterReceiver(engine, spec.adapter)
+
+
+class ModelReceiver:
+    """Loads whole weights through vLLM's weight-transfer engines (`vllm_weights.py`)."""
+
+    def __init__(self, engine: VllmEngine) -> None:
+        self._engine = engine
+
+    async def init(self, info: dict[str, Any]) -> None:
+        """See `Receiver`."""
+        await self._rpc("init_weight_transfer_engine", info)
+
+    async def start(self) -> None:
+        """See `Receiver`."""
+        await self._rpc("start_weight_update")
+
+    async def update(self, chunk: dict[str, Any]) -> None:
+        """See `Receiver`."""
+        await self._rpc("update_weights", chunk)
+
+    async def finish(self) -> None:
+        """See `Receiver`."""
+        await self._rpc("finish_weight_update")
+
+    async def digests(self) -> list[dict[str, str]]:
+        """See `Receiver`."""
+        found: list[dict[str, str]] = await self._rpc("received_digests")
+        return found
+
+    def close(self) -> None:
+        """See `Receiver`."""
+
+    async def _rpc(self, method: str, *args: Any) -> list[Any]:
+        return await asyncio.wrap_future(self._engine.rpc(method, *args))
+
+
+class AdapterReceiver:
+    """Keeps the base and serves each version of the adapter as a new one, read from files in memory.
+
+    A name is never used twice: vLLM would find what it cached under the old weights.
+    """
+
+    def __init__(self, engine: VllmEngine, policy: PolicyConfig) -> None:
+        self._engine = engine
+        self._policy = policy
+        home = _MEMORY if _MEMORY.is_dir() else None
+        self._folder = Path(tempfile.mkdtemp(prefix="rlhf-adapter-", dir=home))
+        self._version = 0
+        self._arrived: dict[str, Tensor] = {}
+        self._digests: dict[str, str] = {}
+
+    async def init(self, info: dict[str, Any]) -> None:
+        """See `Receiver`."""
+
+    async def start(self) -> None:
+        """See `Receiver`."""
+        self._arrived, self._digests = {}, {}
+
+    async def update(self, chunk: dict[str, Any]) -> None:
+        """See `Receiver`."""
+        self._arrived |= dict(unpack_chunk(**chunk))
+
+    async def finish(self) -> None:
+        """See `Receiver`."""
+        self._version += 1
+        directory = self._folder / str(self._version)
+        write_plain_adapter(directory, self._arrived, self._policy)
+        self._arrived = {}
+        held = load_file(directory / "adapter_model.safetensors")  # what vLLM reads, not what we meant to write
+        self._digests = {name: tensor_digest(tensor) for name, tensor in held.items()}
+        await asyncio.wrap_future(self._engine.use_adapter(self._version, str(directory)))
+        shutil.rmtree(directory)
+
+    async def digests(self) -> list[dict[str, str]]:
+        """See `Receiver`."""
+        return [self._digests]
+
+    def close(self) -> None:
+        """See `Receiver`."""
+        shutil.rmtree(self._folder, ignore_errors=True)

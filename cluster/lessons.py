@@ -1,0 +1,39 @@
+"""What an algorithm's own keys mean for a step of the loop: who writes it, and what its update trains.
+
+Pure: the config and the step's number (steps done before it) decide, so that a resumed run does the same.
+"""
+
+from __future__ import annotations
+
+from actors.messages import UpdateOrder
+from cluster.config import RunConfig
+from cluster.groups import Writer
+from trainers.algorithms.config import GKDConfig, PPOConfig
+from trainers.algorithms.gkd import policy_writes
+
+
+def who_writes(config: RunConfig, step: int) -> Writer:
+    """The policy; with GKD, in the steps that the draw gives away, the data (where it holds responses) or the teacher."""
+    algorithm = config.algorithm
+    if not isinstance(algorithm, GKDConfig) or policy_writes(config.seed, step, algorithm.lmbda):
+        return "policy"
+    return "data" if config.data.strip_responses else "teacher"
+
+
+def make_order(config: RunConfig, step: int, *, kl_coef: float) -> UpdateOrder:
+    """How the step's updates are made."""
+    return UpdateOrder(
+        kl_coef=kl_coef,
+        train_policy=step >= critic_steps(config),
+        from_policy=who_writes(config, step) == "policy",
+    )
+
+
+def critic_steps(config: RunConfig) -> int:
+    """Steps at the beginning in which only PPO's critic learns."""
+    return config.algorithm.critic.warmup_steps if isinstance(config.algorithm, PPOConfig) else 0
+
+
+def teacher_writes(config: RunConfig) -> bool:
+    """Whether the run needs engines of the teacher."""
+    return any(who_writes(config, step) == "teacher" for step in range(config.train.steps))
