@@ -15,14 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from trainers.advantages import group_advantages, leave_one_out_advantages
-from trainers.algorithms.base import WEIGHT_MOMENTS, LossOutput, Mean, Need, PolicyTokens, Totals
+from trainers.algorithms.base import LossOutput, Need, PolicyTokens, Totals
 from trainers.algorithms.config import GRPOConfig
+from trainers.algorithms.terms import Surrogate, kl_term, step_share, token_mean
 from trainers.config import ImportanceConfig
-from trainers.kl import kl_estimate, kl_limited_fraction
-from trainers.losses import aggregate, importance_weights, policy_loss
 from trainers.types import AnnotatedSample, TrainSample
 
 
@@ -56,60 +54,9 @@ class GRPO:
 
     def loss(self, batch: PolicyTokens, *, totals: Totals, kl_coef: float) -> LossOutput:
         """Clipped surrogate (importance weighted where configured) plus the KL term, aggregated alike."""
-        config, mask = self.config, batch.mask
-        surrogate = policy_loss(
-            batch.logprobs,
-            batch.old_logprobs,
-            batch.advantages,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-        )
-        metrics = {
-            "policy/clip_fraction": _mean(self._clipped(batch), mask),
-            "policy/entropy": _mean(batch.entropy, mask),
-        }
-        if self.importance is not None:
-            weights = importance_weights(
-                batch.old_logprobs,
-                batch.rollout_logprobs,
-                mask,
-                batch.sequence_ids,
-                level=self.importance.level,
-                cap=self.importance.cap,
-            )
-            surrogate = surrogate * weights
-            metrics["importance/clipped_fraction"] = _mean(weights >= self.importance.cap, mask)
-            metrics |= {name: _mean(weights**power, mask) for power, name in enumerate(WEIGHT_MOMENTS, start=1)}
-        loss = self._aggregate(surrogate, batch, totals)
-        if batch.ref_logprobs is not None:
-            penalty = kl_estimate(batch.logprobs, batch.ref_logprobs, config.kl.estimator)
-            loss = loss + kl_coef * self._aggregate(penalty, batch, totals)
-            with torch.no_grad():
-                metrics["kl/mean"] = _mean(kl_estimate(batch.logprobs, batch.ref_logprobs, "k1"), mask)
-                limited = kl_limited_fraction(batch.logprobs, batch.ref_logprobs, mask)
-            tokens = float(mask.sum())
-            metrics["kl/limited_fraction"] = Mean(float(limited) * tokens, tokens)
-        return LossOutput(loss=loss, metrics=metrics)
-
-    def _aggregate(self, per_token: Tensor, batch: PolicyTokens, totals: Totals) -> Tensor:
-        return aggregate(
-            per_token,
-            batch.mask,
-            batch.sequence_ids,
-            how=self.config.aggregation,
-            total_tokens=totals.tokens,
-            total_sequences=totals.sequences,
-            max_tokens=totals.max_tokens,
-        )
-
-    def _clipped(self, batch: PolicyTokens) -> Tensor:
-        """True where the clip removes the gradient: the ratio beyond the side that the advantage pushes to."""
-        ratio = (batch.logprobs.detach() - batch.old_logprobs).clamp(-20, 20).exp()
-        above = (batch.advantages > 0) & (ratio > 1 + self.config.clip_high)
-        below = (batch.advantages < 0) & (ratio < 1 - self.config.clip_low)
-        return above | below
-
-
-def _mean(values: Tensor, mask: Tensor) -> Mean:
-    chosen = values.detach()[mask]
-    return Mean(float(chosen.double().sum()), float(chosen.numel()))
+        config = self.config
+        surrogate = Surrogate(clip_low=config.clip_low, clip_high=config.clip_high, importance=self.importance)
+        policy, metrics = surrogate(batch)
+        penalty, measured = kl_term(batch, config.kl, coef=kl_coef)
+        metrics |= {"policy/entropy": token_mean(batch.entropy, batch.mask)} | measured
+        return LossOutput(loss=step_share(policy + penalty, batch, totals, how=config.aggregation), metrics=metrics)
