@@ -17,7 +17,7 @@ class KLConfig(Config):
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Per-token estimator of the KL divergence (k1 in the reward; k3 has the lower variance in the loss)."""
     placement: Literal["reward", "loss"] = "loss"
-    """Whether the KL term is subtracted from the reward or added to the loss."""
+    """Whether the KL term is subtracted from the reward (estimator k1) or added to the loss."""
     controller: Literal["fixed", "adaptive"] = "fixed"
     """Whether the coefficient stays, or follows the measured KL towards the target (arXiv 1909.08593)."""
     target: float | None = Field(default=None, gt=0)
@@ -43,6 +43,23 @@ class KLConfig(Config):
         return self
 
 
+class OverlongConfig(Config):
+    """Soft punishment of overlong completions: nothing, then a line down over the buffer, then the whole penalty."""
+
+    max_tokens: int = Field(ge=1)
+    """Length at which the whole penalty is reached, in tokens; sampling.max_tokens as a rule."""
+    buffer_tokens: int = Field(ge=1)
+    """Tokens before that over which the penalty grows."""
+    penalty: float = Field(default=1.0, ge=0)
+    """What is subtracted from the reward at most."""
+
+    @model_validator(mode="after")
+    def _buffer_within(self) -> OverlongConfig:
+        if self.buffer_tokens > self.max_tokens:
+            raise ValueError(f"buffer_tokens is {self.buffer_tokens}; set it to max_tokens ({self.max_tokens}) or less")
+        return self
+
+
 class GRPOConfig(Config):
     """Group relative policy optimisation (arXiv 2402.03300) and its variants."""
 
@@ -58,19 +75,19 @@ class GRPOConfig(Config):
     """The probability ratio is clipped below at 1 − clip_low."""
     clip_high: float = Field(default=0.2, ge=0)
     """The probability ratio is clipped above at 1 + clip_high (DAPO, 2503.14476, uses 0.28)."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Where the advantage is negative, the loss is at most this many times its size (1912.09729: 3); null = any."""
+    ratio: Literal["token", "sequence"] = "token"
+    """The ratio of each token, or of the sequence, per token (GSPO, 2507.18071, with clips of about 0.0003)."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over all tokens of the optimizer step, mean of the sequences' means, or division by a constant."""
+    overlong: OverlongConfig | None = None
+    """Subtracts from the reward of completions that come near the length limit (DAPO, 2503.14476); null = nothing."""
 
     @model_validator(mode="after")
     def _leave_one_out_is_unscaled(self) -> GRPOConfig:
         if self.advantage == "leave_one_out" and self.scale != "none":
             raise ValueError("leave_one_out advantages are not scaled; set algorithm.scale: none")
-        return self
-
-    @model_validator(mode="after")
-    def _placement(self) -> GRPOConfig:
-        if self.kl.placement != "loss":
-            raise ValueError("grpo has its KL term in the loss; set algorithm.kl.placement: loss")
         return self
 
 
@@ -117,6 +134,8 @@ class PPOConfig(Config):
     """The probability ratio is clipped below at 1 − clip_low."""
     clip_high: float = Field(default=0.2, ge=0)
     """The probability ratio is clipped above at 1 + clip_high."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Where the advantage is negative, the loss is at most this many times its size (1912.09729: 3); null = any."""
     value_clip: float | None = Field(default=0.2, gt=0)
     """How far the critic's value may move from the one before the update and still lower the loss; null = any."""
     critic: CriticConfig = CriticConfig()

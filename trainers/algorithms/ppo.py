@@ -60,11 +60,15 @@ class PPO:
 
     def loss(self, batch: PolicyTokens, *, totals: Totals, kl_coef: float) -> LossOutput:
         """Clipped surrogate (importance weighted where configured), plus the KL term where it is in the loss."""
+        config = self.config
         surrogate = Surrogate(
-            clip_low=self.config.clip_low, clip_high=self.config.clip_high, importance=self.importance
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            dual_clip=config.dual_clip,
+            importance=self.importance,
         )
-        policy, metrics = surrogate(batch)
-        penalty, measured = kl_term(batch, self.config.kl, coef=kl_coef)
+        policy, metrics = surrogate(batch, totals)
+        penalty, measured = kl_term(batch, config.kl, coef=kl_coef)
         metrics |= {"policy/entropy": token_mean(batch.entropy, batch.mask)} | measured
         return LossOutput(loss=step_share(policy + penalty, batch, totals), metrics=metrics)
 

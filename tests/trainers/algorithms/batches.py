@@ -120,7 +120,26 @@ class Options:
     clip: tuple[float, float] = (0.2, 0.2)
     aggregation: str = "token"
     estimator: str = "k3"
-    importance: tuple[str, float] | None = None
+    importance: tuple[str, float] | None = None  # level and cap
+    floor: float | None = None
+    band: tuple[float, float] | None = None
+    dual_clip: float | None = None
+
+
+def row_means(x: Array, mask: npt.NDArray[np.bool_]) -> Array:
+    """Each row's mean over its True tokens, for each of its positions; rows without any get 0."""
+    counts = np.maximum(mask.sum(axis=1, keepdims=True), 1)
+    return np.broadcast_to(np.where(mask, x, 0).sum(axis=1, keepdims=True) / counts, mask.shape)
+
+
+def weight_oracle(batch: Batch, options: Options) -> Array:
+    assert options.importance is not None
+    level, cap = options.importance
+    log_weight = batch.old - batch.rollout
+    weight = np.exp(row_means(log_weight, batch.mask) if level == "sequence" else log_weight)
+    if options.band is not None:
+        return np.where((weight >= options.band[0]) & (weight <= options.band[1]), weight, 0)
+    return np.maximum(np.minimum(weight, cap), options.floor or 0)
 
 
 def loss_oracle(batch: Batch, options: Options, *, ref: bool = True) -> tuple[float, Array]:
@@ -130,13 +149,12 @@ def loss_oracle(batch: Batch, options: Options, *, ref: bool = True) -> tuple[fl
     inside = np.clip(ratio, 1 - options.clip[0], 1 + options.clip[1])
     surrogate = -np.minimum(ratio * advantages, inside * advantages)
     gradient = np.where(ratio * advantages <= inside * advantages, -ratio * advantages, 0)
+    if options.dual_clip is not None:
+        far = (advantages < 0) & (surrogate > -options.dual_clip * advantages)
+        surrogate = np.where(far, -options.dual_clip * advantages, surrogate)
+        gradient = np.where(far, 0, gradient)
     if options.importance is not None:
-        level, cap = options.importance
-        log_weight = batch.old - batch.rollout
-        if level == "sequence":
-            counts = np.maximum(mask.sum(axis=1, keepdims=True), 1)
-            log_weight = np.broadcast_to((log_weight * mask).sum(axis=1, keepdims=True) / counts, mask.shape)
-        weight = np.minimum(np.exp(log_weight), cap)
+        weight = weight_oracle(batch, options)
         surrogate, gradient = surrogate * weight, gradient * weight
     if ref:
         d = batch.new - batch.ref
