@@ -273,6 +273,7 @@ def test_explained_variance_by_hand() -> None:
     assert of([1, 2, 3], [6, 7, 8]) == pytest.approx(1)  # a constant error is no variance
     assert of([1, 2, 3], [2, 2, 2]) == pytest.approx(0)
     assert of([1, 2, 3], [3, 2, 1]) == pytest.approx(-3)  # errors −2, 0, 2: 8/3 over 2/3
-    assert of([0.1, 0.1, 0.1], [0, 0.5, 1]) is None  # returns that are all the same explain nothing
+    assert of([2, 2, 2], [0, 0.5, 1]) is None  # returns that are all the same explain nothing
+    assert of([0.7] * 333, [0, 0.5, 1] * 111) is None  # nor does the rounding of their moments
     assert explained_variance({}) is None
     assert explained_variance(dict.fromkeys(VALUE_MOMENTS, Mean(0, 0))) is None
