@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Config(BaseModel):
@@ -36,7 +36,27 @@ class ImportanceConfig(Config):
     level: Literal["token", "sequence"] = "token"
     """Per token, or the geometric mean over the sequence."""
     cap: float = Field(default=2.0, gt=0)
-    """Largest weight (truncated importance sampling)."""
+    """Largest weight (truncated importance sampling); does not act where there is a band."""
+    floor: float | None = Field(default=None, ge=0)
+    """Smallest weight; null = none."""
+    band: tuple[float, float] | None = None
+    """Lowest and highest weight: inside, the weight is kept, outside it is 0 (IcePop); null = cap and floor act."""
+
+    @model_validator(mode="after")
+    def _limits(self) -> ImportanceConfig:
+        if self.floor is not None and self.floor > self.cap:
+            raise ValueError(f"the floor {self.floor:g} is above the cap {self.cap:g}; set floor to the cap or below")
+        if self.band is None:
+            return self
+        if self.floor is not None:
+            raise ValueError("with a band no floor acts; leave out one of floor and band")
+        low, high = self.band
+        if not 0 <= low <= 1 <= high:
+            raise ValueError(
+                f"the band {low:g} to {high:g} must hold 1, the weight where generator and trainer agree, and start "
+                "at 0 or above; set band such as [0.5, 2.0]"
+            )
+        return self
 
 
 class TrainConfig(Config):

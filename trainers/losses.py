@@ -28,6 +28,7 @@ __all__ = [
     "generalized_jsd",
     "importance_weights",
     "policy_loss",
+    "sequence_log_ratio",
     "topk_jsd",
     "value_loss",
 ]
@@ -70,6 +71,28 @@ def policy_loss(
     if dual_clip is not None:
         loss = torch.where(advantage < 0, torch.minimum(loss, -dual_clip * advantage), loss)
     return loss.float()
+
+
+def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, sequence_ids: Tensor) -> Tensor:
+    """GSPO's log-ratio (arXiv 2507.18071, eq. 7) for each token: the mean of logprobs − old_logprobs over its sequence.
+
+    The gradient is GSPO-token's (eq. 14): slope 1 to the token's own log-probability. Where the tokens of a sequence
+    share one advantage, the mean of `policy_loss(log_ratio, zeros, advantages)` over the sequence so has the value and
+    the gradient of GSPO's term. `old_logprobs` are a constant; an entry with a NaN or infinite argument has gradient 0.
+
+    Shapes: all `[...]` the same; 0 under False. A sequence must stand whole in one batch. Raises ValueError on shapes
+    that differ.
+
+    >>> old, mask, ids = torch.zeros(3), torch.tensor([True, True, False]), torch.tensor([4, 4, 4])
+    >>> sequence_log_ratio(torch.tensor([1.0, 2.0, 9.0]), old, mask, ids).tolist()
+    [1.5, 1.5, 0.0]
+    """
+    require_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask, sequence_ids=sequence_ids)
+    require_ids(sequence_ids, name="sequence_ids")
+    mask = as_mask(mask)
+    own = without_gradient_beside_nonfinite(masked(logprobs, mask), old_logprobs) - masked(old_logprobs.detach(), mask)
+    mean = _sequence_means(own.detach(), mask, sequence_ids)
+    return torch.where(mask, mean + (own - own.detach()), 0.0).float()
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float = 0.2) -> Tensor:
@@ -167,9 +190,7 @@ def importance_weights(
     mask = as_mask(mask)
     log_w = masked(old_logprobs.detach(), mask) - masked(rollout_logprobs.detach(), mask)
     if level == "sequence":
-        number, counts = _sequences(mask, sequence_ids)
-        sums = log_w.new_zeros(len(counts)).index_add(0, number.flatten(), log_w.flatten())
-        log_w = (sums / counts.clamp(min=1))[number]
+        log_w = _sequence_means(log_w, mask, sequence_ids)
     w = log_w.exp().float()  # the band is a statement about the number returned, so its ends are met in float32
     if band is not None:
         w = torch.where((w < band[0]) | (w > band[1]), 0.0, w)
@@ -185,6 +206,13 @@ def _sequences(mask: Tensor, sequence_ids: Tensor) -> tuple[Tensor, Tensor]:
     size = int(number.max()) + 1 if number.numel() else 0
     counts = torch.zeros(size, dtype=torch.int64, device=mask.device)
     return number, counts.index_add(0, number.flatten(), mask.flatten().long())
+
+
+def _sequence_means(x: Tensor, mask: Tensor, sequence_ids: Tensor) -> Tensor:
+    """For each position the mean of `x`, which is 0 under False, over its sequence's True tokens."""
+    number, counts = _sequences(mask, sequence_ids)
+    sums = x.new_zeros(len(counts)).index_add(0, number.flatten(), x.flatten())
+    return (sums / counts.clamp(min=1))[number]
 
 
 def _total(given: float | None, mask: Tensor, at_hand: Tensor, *, name: str) -> Tensor | float:

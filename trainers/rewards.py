@@ -1,4 +1,5 @@
-"""What becomes of raw scores before they are trained on: running normalisation, clipping, the weighted sum.
+"""What becomes of raw scores before they are trained on: running normalisation, clipping, the weighted sum, and what
+an overlong completion costs.
 
 Pure; a score that could not be had is None everywhere and never a number. It knows the standard library only.
 """
@@ -72,6 +73,25 @@ def clipped(score: float, clip: tuple[float, float] | None) -> float:
     (5.0, 7.0)
     """
     return score if clip is None else min(max(score, clip[0]), clip[1])
+
+
+def overlong_penalty(length: int, *, max_tokens: int, buffer_tokens: int, penalty: float = 1.0) -> float:
+    """What is added to the reward of a completion of `length` tokens: 0, or less (DAPO, arXiv 2503.14476, eq. 13).
+
+    0 up to max_tokens − buffer_tokens, from there falling in a line to −penalty at max_tokens, and that beyond.
+
+    >>> [overlong_penalty(n, max_tokens=100, buffer_tokens=20, penalty=2.0) for n in (80, 85, 100, 300)]
+    [0.0, -0.5, -2.0, -2.0]
+
+    Raises:
+        ValueError: not 1 ≤ buffer_tokens ≤ max_tokens, or a penalty or length below 0.
+    """
+    if not 1 <= buffer_tokens <= max_tokens:
+        raise ValueError(f"buffer_tokens is {buffer_tokens}; must lie in 1 … max_tokens = {max_tokens}")
+    if not penalty >= 0 or length < 0:
+        raise ValueError(f"penalty {penalty} and length {length}; both must be 0 or more")
+    over = length - (max_tokens - buffer_tokens)
+    return -penalty * min(over, buffer_tokens) / buffer_tokens if over > 0 else 0.0
 
 
 def weighted_sum(scores: Sequence[Sequence[Score]], weights: Sequence[float]) -> tuple[Score, ...]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainers.losses import aggregate, importance_weights, policy_loss, value_loss
+from trainers.losses import aggregate, importance_weights, policy_loss, sequence_log_ratio, value_loss
 
 NAN, INF = float("nan"), float("inf")
 HOWS = ("token", "sequence", "constant")
@@ -256,6 +256,25 @@ def test_sequence_level_in_any_order_and_shape():
     assert importance_weights(empty, empty, empty.bool(), empty.long(), level="sequence").shape == (0,)
 
 
+# --- sequence_log_ratio -----------------------------------------------------------------------------------------------
+
+
+def test_sequence_log_ratio_by_hand():
+    new, old = t(1, 5, NAN, 2, 0), t(0, 2, 7, 4, NAN)
+    mask, ids = torch.tensor([True, True, False, True, False]), torch.tensor([9, 3, 9, 9, 3])
+    new.requires_grad_()
+    ratio = sequence_log_ratio(new, old, mask, ids)
+    torch.testing.assert_close(ratio.detach(), t(-0.5, 3, 0, -0.5, 0))  # (1 − 2)/2 and 3
+    (ratio * t(10, 20, 30, 40, 50)).sum().backward()
+    torch.testing.assert_close(grad_of(new), t(10, 20, 0, 40, 0))  # slope 1 to each token's own
+
+
+def test_sequence_log_ratio_shows_nan_under_true():
+    new = t(0, NAN, 0).requires_grad_()
+    ratio = sequence_log_ratio(new, torch.zeros(3), torch.tensor([True, True, True]), torch.tensor([0, 0, 1]))
+    assert ratio.isnan().tolist() == [True, True, False]
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 x2, on, ids2 = t(1, 2), torch.tensor([True, True]), torch.tensor([0, 1])
@@ -281,6 +300,8 @@ REFUSED = {
     "cap": lambda: importance_weights(x2, x2, on, ids2, cap=0.0),
     "floor": lambda: importance_weights(x2, x2, on, ids2, floor=-0.1),
     "floor above cap": lambda: importance_weights(x2, x2, on, ids2, floor=3.0),
+    "log-ratio shapes": lambda: sequence_log_ratio(x2, t(1), on, ids2),
+    "log-ratio float ids": lambda: sequence_log_ratio(x2, x2, on, x2),
     "band upside down": lambda: importance_weights(x2, x2, on, ids2, band=(2.0, 1.0)),
     "band NaN": lambda: importance_weights(x2, x2, on, ids2, band=(NAN, 1.0)),
 }

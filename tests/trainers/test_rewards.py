@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.rewards import RunningNormalizer, clipped, weighted_sum
+from trainers.rewards import RunningNormalizer, clipped, overlong_penalty, weighted_sum
 
 SCORES = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=60)
 
@@ -80,3 +80,19 @@ def test_only_watched() -> None:
 def test_numbers_must_agree(scores: list[list[float]], weights: list[float]) -> None:
     with pytest.raises(ValueError, match=r"weights|different numbers"):
         weighted_sum(scores, weights)
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"), [(0, 0.0), (12, 0.0), (13, -0.75), (15, -2.25), (16, -3.0), (17, -3.0), (10**9, -3.0)]
+)
+def test_overlong_penalty_by_hand(length: int, expected: float) -> None:
+    assert overlong_penalty(length, max_tokens=16, buffer_tokens=4, penalty=3.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("length", "max_tokens", "buffer_tokens", "penalty"),
+    [(1, 8, 0, 1.0), (1, 8, 9, 1.0), (1, 8, 2, -1.0), (1, 8, 2, float("nan")), (-1, 8, 2, 1.0)],
+)
+def test_overlong_penalty_refuses(length: int, max_tokens: int, buffer_tokens: int, penalty: float) -> None:
+    with pytest.raises(ValueError, match=r"must (lie in|be 0)"):
+        overlong_penalty(length, max_tokens=max_tokens, buffer_tokens=buffer_tokens, penalty=penalty)

@@ -21,6 +21,9 @@ Need: TypeAlias = Literal["old_logprobs", "ref_logprobs", "values", "divergence"
 WEIGHT_MOMENTS = ("importance/weight", "importance/weight_squared")
 """Metrics from which the effective sample size is made; not shown themselves."""
 
+VALUE_MOMENTS = ("value/return", "value/return_squared", "value/error", "value/error_squared")
+"""Metrics from which `ppo.explained_variance` is made; not shown themselves. The error is return − old value."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mean:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -17,7 +17,7 @@ class KLConfig(Config):
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Per-token estimator of the KL divergence (k1 in the reward; k3 has the lower variance in the loss)."""
     placement: Literal["reward", "loss"] = "loss"
-    """Whether the KL term is subtracted from the reward or added to the loss."""
+    """Whether the KL term is subtracted from the reward (estimator k1) or added to the loss."""
     controller: Literal["fixed", "adaptive"] = "fixed"
     """Whether the coefficient stays, or follows the measured KL towards the target (arXiv 1909.08593)."""
     target: float | None = Field(default=None, gt=0)
@@ -31,6 +31,32 @@ class KLConfig(Config):
             raise ValueError("the adaptive controller needs algorithm.kl.target (nats per token, e.g. 0.05)")
         if self.controller == "adaptive" and self.coef == 0:
             raise ValueError("an adaptive coefficient cannot start at 0; set algorithm.kl.coef above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _k1_in_the_reward(self) -> KLConfig:
+        if self.placement == "reward" and self.estimator != "k1":
+            raise ValueError(
+                f"the policy gradient of a reward minus {self.estimator} is not that of the KL divergence, only k1 "
+                "gives it; set algorithm.kl.estimator: k1"
+            )
+        return self
+
+
+class OverlongConfig(Config):
+    """Soft punishment of overlong completions: nothing, then a line down over the buffer, then the whole penalty."""
+
+    max_tokens: int = Field(ge=1)
+    """Length at which the whole penalty is reached, in tokens; sampling.max_tokens as a rule."""
+    buffer_tokens: int = Field(ge=1)
+    """Tokens before that over which the penalty grows."""
+    penalty: float = Field(default=1.0, ge=0)
+    """What is subtracted from the reward at most."""
+
+    @model_validator(mode="after")
+    def _buffer_within(self) -> OverlongConfig:
+        if self.buffer_tokens > self.max_tokens:
+            raise ValueError(f"buffer_tokens is {self.buffer_tokens}; set it to max_tokens ({self.max_tokens}) or less")
         return self
 
 
@@ -49,8 +75,14 @@ class GRPOConfig(Config):
     """The probability ratio is clipped below at 1 − clip_low."""
     clip_high: float = Field(default=0.2, ge=0)
     """The probability ratio is clipped above at 1 + clip_high (DAPO, 2503.14476, uses 0.28)."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Where the advantage is negative, the loss is at most this many times its size (1912.09729: 3); null = any."""
+    ratio: Literal["token", "sequence"] = "token"
+    """The ratio of each token, or of the sequence, per token (GSPO, 2507.18071, with clips of about 0.0003)."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over all tokens of the optimizer step, mean of the sequences' means, or division by a constant."""
+    overlong: OverlongConfig | None = None
+    """Subtracts from the reward of completions that come near the length limit (DAPO, 2503.14476); null = nothing."""
 
     @model_validator(mode="after")
     def _leave_one_out_is_unscaled(self) -> GRPOConfig:
@@ -58,11 +90,95 @@ class GRPOConfig(Config):
             raise ValueError("leave_one_out advantages are not scaled; set algorithm.scale: none")
         return self
 
+
+class PPOKLConfig(KLConfig):
+    """KL control of PPO: in the reward by default."""
+
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Per-token estimator of the KL divergence: k1 in the reward, k2 or k3 in the loss."""
+    placement: Literal["reward", "loss"] = "reward"
+    """Whether the KL term is subtracted from the reward, token by token, or added to the loss."""
+
     @model_validator(mode="after")
-    def _placement(self) -> GRPOConfig:
-        if self.kl.placement != "loss":
-            raise ValueError("grpo has its KL term in the loss; set algorithm.kl.placement: loss")
+    def _not_k1_in_the_loss(self) -> PPOKLConfig:
+        if self.placement == "loss" and self.estimator == "k1":
+            raise ValueError(
+                "in the loss the gradient of k1 is 0 on average and holds nothing; set algorithm.kl.estimator: k2 or k3"
+            )
         return self
 
 
-AlgorithmConfig: TypeAlias = GRPOConfig
+class CriticConfig(Config):
+    """The model that foresees rewards: a value head on a transformer, trained beside the policy."""
+
+    model: str | None = None
+    """Path or hub id of what it starts from, such as the reward model; null = a copy of the policy."""
+    learning_rate: float = Field(default=1e-5, ge=0)
+    """Peak learning rate of the critic's AdamW; schedule and warm-up are the policy's."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of the loop at the start in which only the critic learns."""
+
+
+class PPOConfig(Config):
+    """Proximal policy optimisation with a critic (arXiv 1707.06347)."""
+
+    type: Literal["ppo"]
+    """Selects this algorithm."""
+    kl: PPOKLConfig = PPOKLConfig()
+    """KL control."""
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount of later rewards, per token; 1 = none."""
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """Lambda of generalised advantage estimation (arXiv 1506.02438): 1 = no bias, smaller = less variance."""
+    clip_low: float = Field(default=0.2, ge=0, lt=1)
+    """The probability ratio is clipped below at 1 − clip_low."""
+    clip_high: float = Field(default=0.2, ge=0)
+    """The probability ratio is clipped above at 1 + clip_high."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Where the advantage is negative, the loss is at most this many times its size (1912.09729: 3); null = any."""
+    value_clip: float | None = Field(default=0.2, gt=0)
+    """How far the critic's value may move from the one before the update and still lower the loss; null = any."""
+    critic: CriticConfig = CriticConfig()
+    """The critic."""
+
+
+class GKDKLConfig(KLConfig):
+    """KL control of GKD: none by default, for the teacher already holds the policy."""
+
+    coef: float = Field(default=0.0, ge=0)
+    """Weight of the KL term; 0 (the default here) loads no reference."""
+
+    @model_validator(mode="after")
+    def _in_the_loss(self) -> GKDKLConfig:
+        if self.placement != "loss":
+            raise ValueError("gkd learns from no reward to put the KL term in; set algorithm.kl.placement: loss")
+        return self
+
+
+class TeacherConfig(Config):
+    """The model that is learnt from; it must have the policy's vocabulary."""
+
+    model: str
+    """Path or hub id."""
+
+
+class GKDConfig(Config):
+    """Generalised knowledge distillation from a teacher (arXiv 2306.13649)."""
+
+    type: Literal["gkd"]
+    """Selects this algorithm."""
+    kl: GKDKLConfig = GKDKLConfig()
+    """KL control."""
+    teacher: TeacherConfig
+    """The teacher."""
+    beta: float = Field(default=0.5, ge=0, le=1)
+    """Which divergence: 0 = KL(teacher ‖ policy), 1 = KL(policy ‖ teacher), between = generalised Jensen–Shannon."""
+    lmbda: float = Field(default=0.5, ge=0, le=1)
+    """Probability that the policy writes a step's completions; else the teacher does, or they are the data's."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides both models' logits in the divergence; it is not the temperature of sampling."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Compare the teacher's most probable tokens and the rest as one; null = exact, over the whole vocabulary."""
+
+
+AlgorithmConfig: TypeAlias = Annotated[GRPOConfig | PPOConfig | GKDConfig, Field(discriminator="type")]

@@ -5,7 +5,9 @@ the same for all of its tokens; the loss is PPO's clipped surrogate plus `kl_coe
 reference. Chosen details: unbiased standard deviation, groups with equal rewards get advantage 0 but stay in the
 token count (their KL term acts), aggregation over all tokens of the optimizer step (DAPO, 2503.14476).
 RLOO (2402.14740) is `advantage: leave_one_out, scale: none`; Dr. GRPO (2503.20783) is `scale: none,
-aggregation: constant`.
+aggregation: constant`; GSPO (2507.18071) is `ratio: sequence, aggregation: sequence` with narrow clips; DAPO's soft
+punishment of length is `overlong`. With the KL term in the reward, a completion's reward is reduced by `kl_coef`
+times the sum of k1 over its tokens, of the policy that the update starts from, before the group is compared.
 """
 
 from __future__ import annotations
@@ -15,14 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from trainers.advantages import group_advantages, leave_one_out_advantages
-from trainers.algorithms.base import WEIGHT_MOMENTS, LossOutput, Mean, Need, PolicyTokens, Totals
+from trainers.algorithms.base import LossOutput, Need, PolicyTokens, Totals
 from trainers.algorithms.config import GRPOConfig
+from trainers.algorithms.terms import Surrogate, kl_term, step_share, token_mean
 from trainers.config import ImportanceConfig
-from trainers.kl import kl_estimate, kl_limited_fraction
-from trainers.losses import aggregate, importance_weights, policy_loss
+from trainers.rewards import overlong_penalty
 from trainers.types import AnnotatedSample, TrainSample
 
 
@@ -35,13 +36,14 @@ class GRPO:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The reference's log-probabilities, unless there is no KL term."""
-        return frozenset({"ref_logprobs"}) if self.config.kl.coef > 0 else frozenset()
+        """The reference with a KL term, and for one in the reward the policy's own log-probabilities."""
+        if self.config.kl.coef == 0:
+            return frozenset()
+        return frozenset({"ref_logprobs", "old_logprobs"} if self._kl_in_reward else {"ref_logprobs"})
 
     def advantages(self, samples: Sequence[AnnotatedSample], *, kl_coef: float) -> list[TrainSample]:
         """Advantages of equation 1 of the paper, one number for a completion, over its tokens."""
-        del kl_coef  # the KL term is in the loss
-        rewards = torch.tensor([s.sample.reward for s in samples], dtype=torch.float64)
+        rewards = torch.tensor([self._reward(s, kl_coef) for s in samples], dtype=torch.float64)
         groups = torch.tensor([s.sample.group for s in samples], dtype=torch.int64)
         valid = torch.tensor([s.sample.valid for s in samples], dtype=torch.bool)
         if self.config.advantage == "leave_one_out":
@@ -56,60 +58,37 @@ class GRPO:
 
     def loss(self, batch: PolicyTokens, *, totals: Totals, kl_coef: float) -> LossOutput:
         """Clipped surrogate (importance weighted where configured) plus the KL term, aggregated alike."""
-        config, mask = self.config, batch.mask
-        surrogate = policy_loss(
-            batch.logprobs,
-            batch.old_logprobs,
-            batch.advantages,
+        config = self.config
+        surrogate = Surrogate(
             clip_low=config.clip_low,
             clip_high=config.clip_high,
+            dual_clip=config.dual_clip,
+            ratio=config.ratio,
+            importance=self.importance,
         )
-        metrics = {
-            "policy/clip_fraction": _mean(self._clipped(batch), mask),
-            "policy/entropy": _mean(batch.entropy, mask),
-        }
-        if self.importance is not None:
-            weights = importance_weights(
-                batch.old_logprobs,
-                batch.rollout_logprobs,
-                mask,
-                batch.sequence_ids,
-                level=self.importance.level,
-                cap=self.importance.cap,
-            )
-            surrogate = surrogate * weights
-            metrics["importance/clipped_fraction"] = _mean(weights >= self.importance.cap, mask)
-            metrics |= {name: _mean(weights**power, mask) for power, name in enumerate(WEIGHT_MOMENTS, start=1)}
-        loss = self._aggregate(surrogate, batch, totals)
-        if batch.ref_logprobs is not None:
-            penalty = kl_estimate(batch.logprobs, batch.ref_logprobs, config.kl.estimator)
-            loss = loss + kl_coef * self._aggregate(penalty, batch, totals)
-            with torch.no_grad():
-                metrics["kl/mean"] = _mean(kl_estimate(batch.logprobs, batch.ref_logprobs, "k1"), mask)
-                limited = kl_limited_fraction(batch.logprobs, batch.ref_logprobs, mask)
-            tokens = float(mask.sum())
-            metrics["kl/limited_fraction"] = Mean(float(limited) * tokens, tokens)
-        return LossOutput(loss=loss, metrics=metrics)
+        policy, metrics = surrogate(batch, totals)
+        penalty, measured = kl_term(batch, config.kl, coef=kl_coef)
+        metrics |= {"policy/entropy": token_mean(batch.entropy, batch.mask)} | measured
+        return LossOutput(loss=step_share(policy + penalty, batch, totals, how=config.aggregation), metrics=metrics)
 
-    def _aggregate(self, per_token: Tensor, batch: PolicyTokens, totals: Totals) -> Tensor:
-        return aggregate(
-            per_token,
-            batch.mask,
-            batch.sequence_ids,
-            how=self.config.aggregation,
-            total_tokens=totals.tokens,
-            total_sequences=totals.sequences,
-            max_tokens=totals.max_tokens,
+    @property
+    def _kl_in_reward(self) -> bool:
+        return self.config.kl.coef > 0 and self.config.kl.placement == "reward"
+
+    def _reward(self, annotated: AnnotatedSample, kl_coef: float) -> float:
+        """What the group's rewards are compared by: the reward, less the sequence's KL and what its length costs."""
+        sample, reward = annotated.sample, annotated.sample.reward
+        if self._kl_in_reward and sample.valid:
+            old, reference = annotated.old_logprobs, annotated.ref_logprobs
+            assert old is not None, "a KL term in the reward needs the policy's own log-probabilities"
+            assert reference is not None, "a KL term in the reward needs the reference's log-probabilities"
+            reward -= kl_coef * float((old[sample.mask].astype(np.float64) - reference[sample.mask]).sum())
+        overlong = self.config.overlong
+        if overlong is None:
+            return reward
+        return reward + overlong_penalty(
+            int(sample.mask.sum()),
+            max_tokens=overlong.max_tokens,
+            buffer_tokens=overlong.buffer_tokens,
+            penalty=overlong.penalty,
         )
-
-    def _clipped(self, batch: PolicyTokens) -> Tensor:
-        """True where the clip removes the gradient: the ratio beyond the side that the advantage pushes to."""
-        ratio = (batch.logprobs.detach() - batch.old_logprobs).clamp(-20, 20).exp()
-        above = (batch.advantages > 0) & (ratio > 1 + self.config.clip_high)
-        below = (batch.advantages < 0) & (ratio < 1 - self.config.clip_low)
-        return above | below
-
-
-def _mean(values: Tensor, mask: Tensor) -> Mean:
-    chosen = values.detach()[mask]
-    return Mean(float(chosen.double().sum()), float(chosen.numel()))

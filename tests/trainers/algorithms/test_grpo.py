@@ -5,22 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-import torch
+from batches import KL_COEF, Options, annotated, loss_oracle, make_batch, run, small
 
-from trainers.algorithms.base import LossOutput, Mean, PolicyTokens, Totals
+from trainers.algorithms.base import Mean
 from trainers.algorithms.config import GRPOConfig
 from trainers.algorithms.grpo import GRPO
 from trainers.config import ImportanceConfig
-from trainers.types import AnnotatedSample, Sample
-
-Array = npt.NDArray[np.float64]
-KL_COEF, MAX_TOKENS = 0.3, 9
 
 
 def grpo(importance: dict[str, Any] | None = None, kl: dict[str, Any] | None = None, **options: Any) -> GRPO:
@@ -44,25 +38,6 @@ SCORED = [
     (5, None),
     (9, None),
 ]
-
-
-def annotated(scored: Sequence[tuple[int, float | None]]) -> list[AnnotatedSample]:
-    """Sample i has i % 3 + 2 tokens, the last two of them the policy's."""
-    return [
-        AnnotatedSample(
-            sample=Sample(
-                id=f"s{i}",
-                group=group,
-                tokens=np.zeros(i % 3 + 2, dtype=np.int32),
-                mask=np.arange(i % 3 + 2) >= i % 3,
-                rollout_logprobs=np.zeros(i % 3 + 2, dtype=np.float32),
-                reward=math.nan if reward is None else reward,
-                valid=reward is not None,
-                policy_version=0,
-            )
-        )
-        for i, (group, reward) in enumerate(scored)
-    ]
 
 
 def advantage_oracle(scored: Sequence[tuple[int, float | None]], *, how: str) -> dict[str, float]:
@@ -127,126 +102,14 @@ def test_a_reference_is_needed_only_with_a_kl_term() -> None:
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Padded rows, all `[B, T]`; `ids` names each row's sequence."""
-
-    new: Array
-    old: Array
-    rollout: Array
-    ref: Array
-    advantages: Array
-    mask: npt.NDArray[np.bool_]
-    ids: npt.NDArray[np.int64]
-
-    def rows(self, *chosen: int, width: int | None = None) -> Batch:
-        """Some rows, wider by padding that holds rubbish."""
-        out = []
-        for field in fields(self):
-            array = getattr(self, field.name)[list(chosen)]
-            if width is not None:
-                fill = {"mask": False, "ids": array[:, :1]}.get(field.name, math.nan)
-                padding = np.empty((len(chosen), width - array.shape[1]), dtype=array.dtype)
-                padding[:] = fill
-                array = np.concatenate([array, padding], axis=1)
-            out.append(array)
-        return Batch(*out)
-
-    @property
-    def totals(self) -> Totals:
-        return Totals(tokens=int(self.mask.sum()), sequences=int(self.mask.any(axis=1).sum()), max_tokens=MAX_TOKENS)
-
-
-def make_batch(seed: int, rows: int = 6, width: int = 8) -> Batch:
-    """Ratios from about 0.4 to 2.5, so that both clips act; float32 numbers, so that only arithmetic differs."""
-    rng = np.random.default_rng(seed)
-    new = -rng.gamma(2.0, size=(rows, width))
-    lengths, prompts = rng.integers(5, width + 1, size=(rows, 1)), rng.integers(1, 4, size=(rows, 1))
-    positions = np.arange(width)[None, :]
-    mask = (positions >= prompts) & (positions < lengths)
-    mask[1] = False  # an empty completion
-    arrays = (
-        new,
-        new + rng.normal(0, 0.4, new.shape),
-        new + rng.normal(0, 0.6, new.shape),
-        new + rng.normal(0, 0.8, new.shape),
-        np.broadcast_to(rng.normal(size=(rows, 1)), new.shape),
+def algorithm_of(options: Options) -> GRPO:
+    return grpo(
+        None if options.importance is None else {"level": options.importance[0], "cap": options.importance[1]},
+        {"estimator": options.estimator},
+        clip_low=options.clip[0],
+        clip_high=options.clip[1],
+        aggregation=options.aggregation,
     )
-    ids = np.broadcast_to(rng.permutation(rows)[:, None], new.shape)
-    return Batch(*(a.astype(np.float32).astype(np.float64) for a in arrays), mask, ids)
-
-
-def run(algorithm: GRPO, batch: Batch, totals: Totals, *, ref: bool = True) -> tuple[LossOutput, Array]:
-    """The loss, and its gradient by `new`."""
-    new, old, rollout, reference, advantages = (
-        torch.tensor(getattr(batch, name), dtype=torch.float32)
-        for name in ("new", "old", "rollout", "ref", "advantages")
-    )
-    new.requires_grad_()
-    view = PolicyTokens(
-        logprobs=new,
-        entropy=torch.where(torch.tensor(batch.mask), 2.0, math.nan),
-        mask=torch.tensor(batch.mask),
-        sequence_ids=torch.tensor(batch.ids),
-        rollout_logprobs=rollout,
-        old_logprobs=old,
-        ref_logprobs=reference if ref else None,
-        advantages=advantages,
-    )
-    output = algorithm.loss(view, totals=totals, kl_coef=KL_COEF)
-    output.loss.backward()
-    assert new.grad is not None
-    return output, new.grad.double().numpy()
-
-
-@dataclass(frozen=True)
-class Options:
-    clip: tuple[float, float] = (0.2, 0.2)
-    aggregation: str = "token"
-    estimator: str = "k3"
-    importance: tuple[str, float] | None = None
-
-    def algorithm(self) -> GRPO:
-        return grpo(
-            None if self.importance is None else {"level": self.importance[0], "cap": self.importance[1]},
-            {"estimator": self.estimator},
-            clip_low=self.clip[0],
-            clip_high=self.clip[1],
-            aggregation=self.aggregation,
-        )
-
-
-def loss_oracle(batch: Batch, options: Options, *, ref: bool = True) -> tuple[float, Array]:
-    """The loss over the whole optimizer step, and its gradient by each token's log-probability."""
-    mask, advantages = batch.mask, batch.advantages
-    ratio = np.exp(np.clip(batch.new - batch.old, -20, 20))
-    inside = np.clip(ratio, 1 - options.clip[0], 1 + options.clip[1])
-    surrogate = -np.minimum(ratio * advantages, inside * advantages)
-    gradient = np.where(ratio * advantages <= inside * advantages, -ratio * advantages, 0)
-    if options.importance is not None:
-        level, cap = options.importance
-        log_weight = batch.old - batch.rollout
-        if level == "sequence":
-            counts = np.maximum(mask.sum(axis=1, keepdims=True), 1)
-            log_weight = np.broadcast_to((log_weight * mask).sum(axis=1, keepdims=True) / counts, mask.shape)
-        weight = np.minimum(np.exp(log_weight), cap)
-        surrogate, gradient = surrogate * weight, gradient * weight
-    if ref:
-        d = batch.new - batch.ref
-        penalty, slope = {
-            "k1": (d, np.ones_like(d)),
-            "k2": (d**2 / 2, d),
-            "k3": (np.exp(-d) + d - 1, 1 - np.exp(-d)),
-        }[options.estimator]
-        surrogate, gradient = surrogate + KL_COEF * penalty, gradient + KL_COEF * slope
-    tokens, sequences = mask.sum(), mask.any(axis=1).sum()
-    share = {
-        "token": np.full(mask.shape, 1 / tokens),
-        "sequence": 1 / np.maximum(mask.sum(axis=1, keepdims=True), 1) / sequences * np.ones(mask.shape),
-        "constant": np.full(mask.shape, 1 / (sequences * MAX_TOKENS)),
-    }[options.aggregation]
-    share = np.where(mask, share, 0)
-    return float((share * surrogate).sum()), share * gradient
 
 
 EVERY_OPTION = [
@@ -264,7 +127,7 @@ EVERY_OPTION = [
 def test_the_loss_matches_the_oracle(options: Options) -> None:
     batch = make_batch(1)
     expected, expected_gradient = loss_oracle(batch, options)
-    output, gradient = run(options.algorithm(), batch, batch.totals)
+    output, gradient = run(algorithm_of(options), batch, batch.totals)
     assert output.loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-7)
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-8)
 
@@ -283,7 +146,7 @@ def test_without_a_reference_there_is_no_kl_term_and_no_kl_metric() -> None:
 def test_the_gradient_does_not_depend_on_split_order_or_padding(
     aggregation: str, importance: tuple[str, float] | None
 ) -> None:
-    algorithm = Options(aggregation=aggregation, importance=importance).algorithm()
+    algorithm = algorithm_of(Options(aggregation=aggregation, importance=importance))
     batch = make_batch(3)
     whole, gradient = run(algorithm, batch, batch.totals)
     for parts in ([[0], [1], [2], [3], [4], [5]], [[5, 0, 3], [1], [4, 2]], [[5, 4, 3, 2, 1, 0]]):
@@ -303,28 +166,13 @@ def test_the_gradient_does_not_depend_on_split_order_or_padding(
 
 def test_a_micro_batch_without_a_chosen_token_adds_nothing() -> None:
     batch = make_batch(3)
-    output, gradient = run(Options(importance=("token", 2.0)).algorithm(), batch.rows(1), batch.totals)
+    output, gradient = run(algorithm_of(Options(importance=("token", 2.0))), batch.rows(1), batch.totals)
     assert output.loss.item() == 0
     assert not gradient.any()
     assert all(mean == Mean(0, 0) for mean in output.metrics.values())
 
 
 # --- metrics by hand --------------------------------------------------------------------------------------------------
-
-
-def small(ratios: list[float], advantages: list[float], d: list[float], weights: list[float]) -> Batch:
-    """One sequence; the last position is not the policy's and holds rubbish."""
-    rubbish = math.nan
-    row = np.array([[*np.log(ratios), rubbish]])
-    return Batch(
-        new=row,
-        old=np.array([[0.0] * len(ratios) + [rubbish]]),
-        rollout=np.array([[*(-np.log(weights)), rubbish]]),
-        ref=row - np.array([[*d, rubbish]]),
-        advantages=np.array([[*advantages, rubbish]]),
-        mask=np.array([[True] * len(ratios) + [False]]),
-        ids=np.zeros((1, len(ratios) + 1), dtype=np.int64),
-    )
 
 
 def test_metrics_by_hand() -> None:

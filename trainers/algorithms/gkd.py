@@ -1,0 +1,77 @@
+"""GKD: generalised knowledge distillation (arXiv 2306.13649).
+
+The loss is the generalised Jensen–Shannon divergence between the policy and a teacher at every token of the
+completions, averaged over the tokens of the optimizer step. With probability `lmbda`, drawn once for a step, the
+policy writes them; else the teacher does, or they are the data's own responses. Rewards are only watched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass
+
+import numpy as np
+
+from trainers.algorithms.base import LossOutput, Need, PolicyTokens, Totals
+from trainers.algorithms.config import GKDConfig
+from trainers.algorithms.terms import kl_term, step_share, token_mean
+from trainers.config import ImportanceConfig
+from trainers.errors import Problem, UserError
+from trainers.seeds import derive_seed
+from trainers.types import AnnotatedSample, TrainSample
+
+_SEEDS = 2**62  # how many there are
+
+
+@dataclass(frozen=True, slots=True)
+class GKD:
+    """See the module's docstring; implements `Algorithm`. Raises UserError where importance weights are wanted."""
+
+    config: GKDConfig
+    importance: InitVar[ImportanceConfig | None] = None
+
+    def __post_init__(self, importance: ImportanceConfig | None) -> None:
+        if importance is not None:
+            reason = "importance weights correct a policy gradient, and gkd has none; set it to null"
+            raise UserError([Problem("train.importance_correction", reason)])
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The divergence from the teacher, and the reference where there is a KL term."""
+        return frozenset({"divergence", "ref_logprobs"}) if self.config.kl.coef > 0 else frozenset({"divergence"})
+
+    def advantages(self, samples: Sequence[AnnotatedSample], *, kl_coef: float) -> list[TrainSample]:
+        """Every valid sample; its advantages are 0, for nothing is learnt from rewards."""
+        del kl_coef  # the KL term is in the loss
+        return [
+            TrainSample(annotated=s, advantages=np.zeros(len(s.sample.tokens), dtype=np.float32))
+            for s in samples
+            if s.sample.valid
+        ]
+
+    def loss(self, batch: PolicyTokens, *, totals: Totals, kl_coef: float) -> LossOutput:
+        """The mean divergence of the completions' tokens, plus the KL term where there is a reference.
+
+        Where the policy did not write the completions, `kl/mean` is the mean log-ratio on the tokens that it was
+        given, no estimate of the divergence from the reference.
+        """
+        assert batch.divergence is not None, "gkd needs the divergence from the teacher"
+        penalty, measured = kl_term(batch, self.config.kl, coef=kl_coef)
+        metrics = {
+            "distill/jsd": token_mean(batch.divergence, batch.mask),
+            "policy/entropy": token_mean(batch.entropy, batch.mask),
+        }
+        return LossOutput(loss=step_share(batch.divergence + penalty, batch, totals), metrics=metrics | measured)
+
+
+def policy_writes(seed: int, step: int, lmbda: float) -> bool:
+    """Whether the policy writes the completions of this step: drawn with probability `lmbda`, once for a step.
+
+    Pure: the same for the same run and step, also after a resume. `lmbda` 1 is always, 0 never; ValueError outside.
+
+    >>> policy_writes(0, 7, lmbda=1.0), policy_writes(0, 7, lmbda=0.0)
+    (True, False)
+    """
+    if not 0 <= lmbda <= 1:
+        raise ValueError(f"lmbda is {lmbda}; must lie in [0, 1]")
+    return derive_seed(seed, "gkd", step) < lmbda * _SEEDS
