@@ -7,7 +7,7 @@ and the loss is already divided by the whole step's totals, so DeepSpeed's avera
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,17 +142,16 @@ class TrainingEngine:
         """The gradient of every trained weight, whole, as summed so far: before `step`. Every rank calls it."""
         return {name: safe_get_full_grad(p).detach().clone() for name, p in trained_parameters(self.module)}
 
-    def named_trained(self) -> dict[str, nn.Parameter]:
-        """The trained weights themselves; under ZeRO-3 whole within `gathered` only."""
-        return dict(trained_parameters(self.module))
-
-    def gathered(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def gathered(self) -> Iterator[dict[str, nn.Parameter]]:
         """Within it every trained weight is whole on every rank, and a `backward` may use it."""
-        return _whole([p for _, p in trained_parameters(self.module)])
+        named = dict(trained_parameters(self.module))
+        with _whole(list(named.values())):
+            yield named
 
     def set_weights(self, values: Mapping[str, Tensor]) -> None:
         """Overwrite trained weights, and the optimizer's master copies of them."""
-        named = self.named_trained()
+        named = dict(trained_parameters(self.module))
         for name, value in values.items():
             parameter = named[name]
             with _whole([parameter], modifier_rank=0), torch.no_grad():

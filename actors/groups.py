@@ -65,9 +65,7 @@ class LearnerGroup:
             for name, into in found.items():
                 if name in needs:
                     unpack_rows(batches, [getattr(r, name) for r in rows], into)
-        return [
-            AnnotatedSample(sample=s, **{name: of[i] for name, of in found.items()}) for i, s in enumerate(samples)
-        ]
+        return [AnnotatedSample(sample=s, **{name: of[i] for name, of in found.items()}) for i, s in enumerate(samples)]
 
     async def update(self, samples: Sequence[TrainSample], order: UpdateOrder, *, seed: Sequence[int]) -> StepReport:
         """See `protocols.Learners`."""
@@ -86,7 +84,9 @@ class LearnerGroup:
 
     async def write_base(self, directory: str) -> None:
         """The quantised base, de-quantised, for the generators to serve."""
-        await self.actors.each("write base", lambda a, _: a.write_base.remote(directory), deadline_s=self._deadlines.save)
+        await self.actors.each(
+            "write base", lambda a, _: a.write_base.remote(directory), deadline_s=self._deadlines.save
+        )
 
     async def logprobs(self, samples: Sequence[Sample]) -> list[Float32Array]:
         """The policy's log-probabilities of the samples' tokens."""

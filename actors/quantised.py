@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes import functional, nn as bnb
+from bitsandbytes import functional
+from bitsandbytes import nn as bnb
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 

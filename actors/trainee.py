@@ -155,8 +155,8 @@ class AdaptiveAdapter(Adapter):
 
     def _add_penalty(self, report: UpdateReport) -> float:
         """Its gradient, and this rank's equal share of it."""
-        with self.engine.gathered():
-            penalty = orthogonality(self.engine.named_trained())
+        with self.engine.gathered() as weights:
+            penalty = orthogonality(weights)
             share = self._penalty * penalty / torch.distributed.get_world_size()
             self.engine.backward(share)
         report.metrics["adalora/orthogonality"] = Mean(float(penalty.detach()), 1.0)

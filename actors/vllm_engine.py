@@ -85,7 +85,12 @@ class VllmEngine:
 
     def pause(self) -> Future[None]:
         """Stop stepping; requests keep their place."""
-        return self.call(lambda _: self._set_paused(True))
+
+        def stop(engine: Any) -> None:
+            del engine
+            self._paused = True
+
+        return self.call(stop)
 
     def resume(self, policy_version: int) -> Future[None]:
         """Go on, with weights of that version; what was cached under older weights is forgotten."""
@@ -94,7 +99,7 @@ class VllmEngine:
             if not engine.reset_prefix_cache(reset_running_requests=True):
                 raise RuntimeError("vLLM kept key-value blocks of the old weights in its prefix cache")
             self._policy_version = policy_version
-            self._set_paused(False)
+            self._paused = False
 
         return self.call(go_on)
 
@@ -119,9 +124,6 @@ class VllmEngine:
         """Stop the thread and the engine's workers."""
         self._commands.put(None)
         self._thread.join(timeout=30)
-
-    def _set_paused(self, paused: bool) -> None:
-        self._paused = paused
 
     def _submit(self, command: Callable[[], None], futures: Sequence[Future[Any]]) -> None:
         for future in futures:

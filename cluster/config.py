@@ -122,7 +122,7 @@ REFUSED_SAMPLING = (
 """Sampling options of other systems that are refused with the reason, not only as unknown."""
 
 FILES = ("data.prompts", "data.eval_prompts")
-MODELS = ("policy.model", "rewards.*.model")
+MODELS = ("policy.model", "rewards.*.model", "algorithm.critic.model", "algorithm.teacher.model")
 FUNCTIONS = ("rewards.*.path",)
 """Keys that hold paths: of files; of model folders unless a hub id; of functions, `file.py:name`."""
 
@@ -291,79 +291,3 @@ def _found(value: Any) -> str:
 def problems_as_json(problems: Iterable[Problem]) -> list[dict[str, str]]:
     """As the HTTP API's error details have them."""
     return [{"path": problem.where, "message": problem.message} for problem in problems]
-
-
-def cross_checks(config: RunConfig) -> list[Problem]:
-    """What is wrong between keys that are each right by themselves."""
-    return [*_batch_problems(config), *_engine_problems(config)]
-
-
-def _batch_problems(config: RunConfig) -> Iterator[Problem]:
-    train, n = config.train, config.sampling.n
-    samples = train.prompts_per_step * n
-    if samples < config.learners.workers:
-        yield Problem(
-            "learners.workers",
-            f"{config.learners.workers} ranks, but a step has only {samples} samples (train.prompts_per_step × "
-            "sampling.n); use fewer ranks or more samples",
-        )
-    if train.updates_per_step > samples:
-        yield Problem(
-            "train.updates_per_step",
-            f"{train.updates_per_step} updates cannot be cut from {samples} samples (train.prompts_per_step × "
-            "sampling.n)",
-        )
-    updates = train.steps * train.updates_per_step * train.epochs_per_step
-    if train.warmup_steps > updates:
-        yield Problem(
-            "train.warmup_steps",
-            f"the warm-up of {train.warmup_steps} optimizer steps is longer than the run, which has {updates}",
-        )
-    kl = config.algorithm.kl
-    if kl.controller == "adaptive" and samples > 5 * kl.horizon:
-        yield Problem(
-            "algorithm.kl.horizon",
-            f"{samples} samples a step are more than five horizons, so that one step could turn the coefficient "
-            f"negative; use at least {-(-samples // 5)}",
-        )
-    if n == 1:
-        yield Problem(
-            "sampling.n",
-            "with one completion a prompt every advantage is 0, since completions are compared within "
-            "their group; use at least 2 (8 is usual)",
-        )
-    prompts = config.data.prompts
-    if "-" in ([prompts] if isinstance(prompts, str) else prompts):
-        yield Problem("data.prompts", "standard input cannot be trained on, as it is read once; give a file")
-    if all(reward.weight == 0 for reward in config.rewards):
-        yield Problem("rewards", "every weight is 0, so there is nothing to learn from; give one reward a weight")
-
-
-def _engine_problems(config: RunConfig) -> Iterator[Problem]:
-    learners, generators = config.learners, config.generators
-    longest = config.data.max_prompt_tokens + config.sampling.max_tokens
-    if generators.max_model_len is not None and generators.max_model_len < longest:
-        yield Problem(
-            "generators.max_model_len",
-            f"{generators.max_model_len} is less than data.max_prompt_tokens + sampling.max_tokens = "
-            f"{config.data.max_prompt_tokens} + {config.sampling.max_tokens} = {longest}; raise it or leave it out",
-        )
-    if learners.offload == "all" and learners.zero_stage != 3:
-        yield Problem("learners.offload", "all needs learners.zero_stage: 3; use optimizer with stages 1 and 2")
-    if config.policy.dtype == "bfloat16" and learners.zero_stage == 0:
-        yield Problem("learners.zero_stage", "0 works in float32 only; use 1, 2 or 3 with policy.dtype: bfloat16")
-    if learners.offload == "optimizer" and learners.zero_stage == 0:
-        yield Problem("learners.offload", "optimizer needs learners.zero_stage 1, 2 or 3")
-    transport = config.sync.transport
-    if transport == "nccl" and config.placement == "colocated":
-        yield Problem("sync.transport", "nccl cannot connect two processes on one GPU; use ipc or auto")
-    if transport == "ipc" and config.placement == "split":
-        yield Problem("sync.transport", "ipc works only on the same GPU (placement: colocated); use nccl or auto")
-    if config.placement == "colocated" and generators.tensor_parallel > 1:
-        yield Problem("generators.tensor_parallel", "a colocated engine has one GPU; use 1, or placement: split")
-    elif config.placement == "colocated" and generators.replicas > learners.workers:
-        yield Problem(
-            "generators.replicas",
-            f"colocated, each engine shares the GPU of one rank, but there are {generators.replicas} engines and "
-            f"{learners.workers} ranks (learners.workers); use fewer engines, more ranks, or placement: split",
-        )

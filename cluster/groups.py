@@ -56,9 +56,7 @@ class GroupProducer:
         """Whether any reward has a weight."""
         return bool(self._trained)
 
-    async def produce(
-        self, id: str, prompt: Prompt, *, n: int, writer: Writer = "policy", version: int = 0
-    ) -> Rollout:
+    async def produce(self, id: str, prompt: Prompt, *, n: int, writer: Writer = "policy", version: int = 0) -> Rollout:
         """One group of `n`; its draws depend on the run's seed and `id` alone.
 
         `version` stamps what someone else than the policy writes.
@@ -105,6 +103,8 @@ class GroupProducer:
         total = sum(len(r.reward) for r in rollouts)
         failed = sum(reward is None for r in rollouts for reward in r.reward)
         allowed = self._config.train.max_failed_fraction
+        if not self._trained:
+            return
         too_few = total - failed < self._config.train.updates_per_step
         if too_few or failed == total or failed > allowed * total:
             raise RewardsFailedError(

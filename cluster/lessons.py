@@ -13,7 +13,7 @@ from trainers.algorithms.gkd import policy_writes
 
 
 def who_writes(config: RunConfig, step: int) -> Writer:
-    """The policy; with GKD, in the steps that the draw gives away, the data (where it holds responses) or the teacher."""
+    """The policy; with GKD, in steps that the draw gives away, the data (where it holds responses) or the teacher."""
     algorithm = config.algorithm
     if not isinstance(algorithm, GKDConfig) or policy_writes(config.seed, step, algorithm.lmbda):
         return "policy"

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from actors.messages import Proof, StepReport
-from trainers.algorithms.base import WEIGHT_MOMENTS, Mean
+from trainers.algorithms.base import VALUE_MOMENTS, WEIGHT_MOMENTS, Mean
+from trainers.algorithms.ppo import explained_variance
 from trainers.types import Rollout, TrainSample
 
 
@@ -50,8 +51,11 @@ def step_metrics(facts: StepFacts) -> dict[str, float]:
     metrics |= reward_metrics(facts.rollouts, trained=facts.trained_rewards)
     if facts.kl_coef is not None:
         metrics["kl/coef"] = facts.kl_coef
-    metrics |= {name: mean.value for name, mean in report.metrics.items() if name not in WEIGHT_MOMENTS}
+    hidden = {*WEIGHT_MOMENTS, *VALUE_MOMENTS}
+    metrics |= {name: mean.value for name, mean in report.metrics.items() if name not in hidden}
     metrics |= effective_sample_size(report.metrics)
+    if (explained := explained_variance(report.metrics)) is not None:
+        metrics["value/explained_variance"] = explained
     metrics["policy/loss"] = report.loss
     if report.grad_norm is not None:
         metrics |= {"policy/grad_norm": report.grad_norm, "policy/lr": report.learning_rate}

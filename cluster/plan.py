@@ -19,7 +19,8 @@ from rich.text import Text
 
 from actors.reward_checks import validate_rewards
 from actors.reward_config import FunctionReward, ModelReward
-from cluster.config import RunConfig, cross_checks, problems_as_json
+from cluster.config import RunConfig, problems_as_json
+from cluster.config_checks import cross_checks
 from cluster.plan_memory import GIB, MemoryEstimate, generator_memory, learner_memory, max_model_len
 from cluster.plan_models import ModelInfo, read_model
 from trainers.errors import Problem, UserError

@@ -110,17 +110,21 @@ class Schema:
         return f"list of {kind}s{space}{rest}"
 
     def leaves(self, node: Node | None = None, prefix: str = "") -> Iterator[Leaf]:
-        """Every key that holds a value, in the schema's order; keys that alternatives share come once."""
+        """Every key that holds a value, in the schema's order; of keys that alternatives share, each variant once."""
         alternatives = self.alternatives(self.root if node is None else node)
         for key in self.keys(self.root if node is None else node):
-            having = tuple(tag for tag, section in alternatives.items() if key in section["properties"])
-            section = alternatives[having[0]]
-            required = key in section.get("required", ())
-            for leaf in self._leaf(section["properties"][key], f"{prefix}{key}", required=required):
-                if key == "type" and "" not in alternatives:
-                    yield replace(leaf, accepts=f"one of {', '.join(alternatives)}")
-                else:
-                    yield replace(leaf, types=having) if len(having) < len(alternatives) else leaf
+            if key == "type" and "" not in alternatives:
+                first = next(iter(alternatives.values()))["properties"][key]
+                yield Leaf(f"{prefix}{key}", f"one of {', '.join(alternatives)}", None, _help(first))
+                continue
+            variants: dict[Leaf, list[str]] = {}
+            for tag, section in alternatives.items():
+                if key in section["properties"]:
+                    required = key in section.get("required", ())
+                    for leaf in self._leaf(section["properties"][key], f"{prefix}{key}", required=required):
+                        variants.setdefault(leaf, []).append(tag)
+            for leaf, having in variants.items():
+                yield replace(leaf, types=tuple(having)) if len(having) < len(alternatives) else leaf
 
     def _leaf(self, node: Node, path: str, *, required: bool) -> Iterator[Leaf]:
         if self.alternatives(node):
@@ -143,14 +147,15 @@ class Schema:
         _, section = self.locate(location)
         dot = f"{parent}." if parent else ""
         beside = self.keys(section) if section is not None else []
-        leaves = [leaf.path.replace("*", "0") for leaf in self.leaves()]
+        leaves = list(dict.fromkeys(leaf.path.replace("*", "0") for leaf in self.leaves()))
         words = list(dict.fromkeys(leaf.rpartition(".")[2] for leaf in leaves))
         for cutoff in (0.8, 0.6):
             if near := difflib.get_close_matches(word, beside, n=1, cutoff=cutoff):
                 return [dot + near[0]]
             meant = word if word in words else next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.8)), None)
             if meant is not None:
-                return [leaf for leaf in leaves if leaf.rpartition(".")[2] == meant][:3]
+                found = [leaf for leaf in leaves if leaf.rpartition(".")[2] == meant]
+                return sorted(found, key=lambda leaf: leaf.count("."))[:3]
         return []
 
 

@@ -119,7 +119,7 @@ class Tampered(Learner):
 
     def tamper(self, generators: Sequence[Any]) -> None:
         client = TamperingClient(generators, deadline_s=60)
-        self._sender = ObjectStoreSender(self._policy.served(), client, rank=0)
+        self._sender = ObjectStoreSender(self._models.policy.served(), client, rank=0)
 
 
 @dataclass(frozen=True)

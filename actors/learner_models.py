@@ -1,0 +1,144 @@
+"""The models of one learner rank (policy, reference, critic, teacher), and what they say of a micro-batch.
+
+Which of them there are, the algorithm's needs decide. It knows DeepSpeed only through `deepspeed_engine.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.critic import forward_values, load_critic
+from actors.deepspeed_engine import FrozenEngine, TrainingEngine, shard_while_loading
+from actors.distillation import Teacher
+from actors.messages import LearnerSpec
+from actors.policy import chosen_logprobs, forward, load_model, load_policy
+from actors.trainee import make_trainee
+from trainers.algorithms.base import Need, PolicyTokens, ValueTokens
+from trainers.algorithms.config import GKDConfig, PPOConfig
+from trainers.packing import MicroBatch
+from trainers.types import Float32Array
+
+
+class LearnerModels:
+    """Loaded when made; every rank makes its own at once."""
+
+    def __init__(self, spec: LearnerSpec, needs: frozenset[Need]) -> None:
+        self._temperature = spec.temperature
+        self._reference: Callable[..., Any] | None = None
+        self._teacher: Teacher | None = None
+        self.critic: TrainingEngine | None = None
+        sharding = None
+        if spec.policy.train_type == "full":
+            sharding = shard_while_loading(spec.learners, dtype=spec.policy.dtype)
+        self.policy = make_trainee(
+            load_policy(
+                spec.policy,
+                total_steps=spec.total_optimizer_steps,
+                gradient_checkpointing=spec.learners.gradient_checkpointing,
+            ),
+            spec,
+        )
+        if "ref_logprobs" in needs and spec.policy.train_type == "full":
+            self._reference = FrozenEngine(load_model(spec.policy), learner=spec.learners, dtype=spec.policy.dtype)
+        if "divergence" in needs:
+            config = cast("GKDConfig", spec.algorithm)
+            model = load_model(spec.policy.model_copy(update={"model": config.teacher.model}))
+            self._teacher = Teacher(FrozenEngine(model, learner=spec.learners, dtype=spec.policy.dtype), config)
+        del sharding  # had to live until the last causal language model was loaded
+        if "values" in needs:
+            self.critic = _load_critic(spec)
+        self._warm_up()
+
+    @property
+    def trained(self) -> list[TrainingEngine]:
+        """The engines with an optimizer."""
+        return [self.policy.engine] if self.critic is None else [self.policy.engine, self.critic]
+
+    @torch.no_grad()
+    def logprobs(self, batch: MicroBatch) -> Float32Array:
+        """`[B, T]` log-probabilities of the tokens by the policy as it is."""
+        return self._logprobs(self.policy.engine, batch)
+
+    @torch.no_grad()
+    def ref_logprobs(self, batch: MicroBatch) -> Float32Array:
+        """`[B, T]` log-probabilities of the tokens by the policy as the run began."""
+        with self.policy.as_reference():
+            return self._logprobs(self._reference or self.policy.engine, batch)
+
+    @torch.no_grad()
+    def values(self, batch: MicroBatch) -> Float32Array:
+        """`[B, T]` values by the critic as it is."""
+        assert self.critic is not None, "this run has no critic"
+        return forward_values(self.critic, *self._sequences(batch)).cpu().numpy()
+
+    def policy_tokens(self, batch: MicroBatch) -> PolicyTokens:
+        """The policy's forward pass, for the algorithm's loss."""
+        tokens, lengths = self._sequences(batch)
+        logits = forward(self.policy.engine, tokens, lengths)
+        logprobs, entropy = chosen_logprobs(logits, tokens, lengths, temperature=self._temperature)
+        mask = self._on_device(batch.mask)
+        assert batch.advantages is not None
+        return PolicyTokens(
+            logprobs=logprobs,
+            entropy=entropy,
+            mask=mask,
+            sequence_ids=_rows(mask),
+            rollout_logprobs=self._on_device(batch.rollout_logprobs),
+            old_logprobs=logprobs.detach() if batch.old_logprobs is None else self._on_device(batch.old_logprobs),
+            ref_logprobs=None if batch.ref_logprobs is None else self._on_device(batch.ref_logprobs),
+            advantages=self._on_device(batch.advantages),
+            divergence=None if self._teacher is None else self._teacher.divergence(logits, tokens, lengths, mask),
+        )
+
+    def value_tokens(self, batch: MicroBatch) -> ValueTokens:
+        """The critic's forward pass, for its loss."""
+        assert self.critic is not None
+        assert batch.old_values is not None
+        assert batch.returns is not None
+        mask = self._on_device(batch.mask)
+        return ValueTokens(
+            values=forward_values(self.critic, *self._sequences(batch)),
+            old_values=self._on_device(batch.old_values),
+            returns=self._on_device(batch.returns),
+            mask=mask,
+            sequence_ids=_rows(mask),
+        )
+
+    @torch.no_grad()
+    def _warm_up(self) -> None:
+        """One forward pass: before it, ZeRO-3 may gather storage that was never filled."""
+        token = torch.zeros(1, 2, dtype=torch.long, device=self.policy.engine.device)
+        for engine in self.trained:
+            engine(input_ids=token)
+
+    def _logprobs(self, model: Callable[..., Any], batch: MicroBatch) -> Float32Array:
+        tokens, lengths = self._sequences(batch)
+        logits = forward(model, tokens, lengths)
+        return chosen_logprobs(logits, tokens, lengths, temperature=self._temperature)[0].cpu().numpy()
+
+    def _sequences(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        return self._on_device(batch.tokens).long(), self._on_device(batch.lengths)
+
+    def _on_device(self, array: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(array.copy()).to(self.policy.engine.device)  # Ray's arrays are read-only
+
+
+def _load_critic(spec: LearnerSpec) -> TrainingEngine:
+    critic = cast("PPOConfig", spec.algorithm).critic
+    return TrainingEngine(
+        load_critic(critic.model or spec.policy.model, dtype=spec.policy.dtype),
+        learner=spec.learners,
+        train=spec.train.model_copy(update={"learning_rate": critic.learning_rate}),
+        dtype=spec.policy.dtype,
+        total_steps=spec.critic_optimizer_steps,
+    )
+
+
+def _rows(mask: Tensor) -> Tensor:
+    """The row's number at each of its tokens."""
+    return torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask).contiguous()
