@@ -14,8 +14,9 @@ import torch
 from peft.tuners.adalora import AdaLoraModel, RankAllocator
 from torch import Tensor, nn
 
-from actors.adapters import ADAPTER
+from actors.adapters import ADAPTER, file_name
 
+_PREFIX = "base_model.model."  # of the module's names; PEFT's allocator sees the model below it
 _AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
@@ -44,8 +45,8 @@ class RankAllocation:
 
     def __init__(self, module: Any, shapes: Mapping[str, torch.Size]) -> None:
         self._config = module.peft_config[ADAPTER]
-        self._shapes = shapes
-        empty = {name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()}
+        self._full_ranks = {_inner(name): shape[0] for name, shape in shapes.items() if "lora_E" in name}
+        empty = {_inner(name): nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()}
         self._allocator = RankAllocator(_Tensors(empty), self._config, ADAPTER)
         self._step = 0
 
@@ -56,23 +57,17 @@ class RankAllocation:
         """
         named = {}
         for name, weight in weights.items():
-            named[name] = nn.Parameter(weight.detach().float().clone())
-            named[name].grad = gradients[name].float()
+            named[_inner(name)] = nn.Parameter(weight.detach().float().clone())
+            named[_inner(name)].grad = gradients[name]
         self._step += 1
         shadow = _Shadow(_Tensors(named), {ADAPTER: self._config}, self._allocator)
         AdaLoraModel.update_and_allocate(shadow, self._step)
-        return {name: value.detach() for name, value in named.items() if "lora_E" in name}
+        return {_PREFIX + name: value.detach() for name, value in named.items() if name in self._full_ranks}
 
     def ranks(self) -> dict[str, int]:
         """Rank of each layer now."""
-        pattern = self._config.rank_pattern or {}
-        values = [name for name in self._shapes if "lora_E" in name]
-        return {
-            name.split(".lora_E")[0].removeprefix("base_model.model."): (
-                int(sum(pattern[key])) if (key := _pattern_key(name, pattern)) else self._shapes[name][0]
-            )
-            for name in values
-        }
+        kept = {file_name(name): sum(mask) for name, mask in (self._config.rank_pattern or {}).items()}
+        return {name.split(".lora_E")[0]: kept.get(file_name(name), full) for name, full in self._full_ranks.items()}
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -87,9 +82,8 @@ class RankAllocation:
             setattr(self._allocator, name, dict(state[name]))
 
 
-def _pattern_key(name: str, pattern: Mapping[str, Any]) -> str | None:
-    """PEFT's key of a layer's pattern: the parameter's name, with or without the adapter's in it."""
-    return next((key for key in (name, name.replace(f".{ADAPTER}", "")) if key in pattern), None)
+def _inner(name: str) -> str:
+    return name.removeprefix(_PREFIX)
 
 
 def orthogonality(named: Mapping[str, Tensor]) -> Tensor:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
-from deepspeed.utils import safe_get_full_grad, safe_set_full_fp32_param, safe_set_local_fp32_param
+from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -138,9 +139,9 @@ class TrainingEngine:
         """The trained weights whole, to send or to export; `name` makes their names of the module's."""
         return GatheredWeights([(name(own), p) for own, p in trained_parameters(self.module)])
 
-    def gradients(self) -> dict[str, Tensor]:
-        """The gradient of every trained weight, whole, as summed so far: before `step`. Every rank calls it."""
-        return {name: safe_get_full_grad(p).detach().clone() for name, p in trained_parameters(self.module)}
+    def watch_gradients(self) -> GradientSums:
+        """From now on the gradient of every trained weight, whole, whatever ZeRO makes of it."""
+        return GradientSums(trained_parameters(self.module), world_size=self._world_size)
 
     @contextmanager
     def gathered(self) -> Iterator[dict[str, nn.Parameter]]:
@@ -219,6 +220,27 @@ class FrozenEngine:
     def __call__(self, **inputs: Any) -> Any:
         """A forward pass."""
         return self._model(**inputs)
+
+
+class GradientSums:
+    """Gradients as they come out of the backward passes, added up beside the engine, which keeps its own to itself."""
+
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], *, world_size: int) -> None:
+        self._world_size = world_size
+        self._sums: dict[str, Tensor] = {}
+        for name, parameter in named:
+            parameter.register_hook(partial(self._add, name))
+
+    def take(self) -> dict[str, Tensor]:
+        """The sums over all ranks since the last call, float32, by name. Every rank calls it."""
+        sums, self._sums = self._sums, {}
+        for name in sorted(sums):
+            torch.distributed.all_reduce(sums[name])
+        return {name: total / self._world_size for name, total in sums.items()}  # `backward` multiplied by it
+
+    def _add(self, name: str, gradient: Tensor) -> None:
+        grown = gradient.detach().float()
+        self._sums[name] = self._sums[name] + grown if name in self._sums else grown.clone()
 
 
 class GatheredWeights:

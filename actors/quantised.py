@@ -27,8 +27,12 @@ def quantisation(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def quantised_layers(model: nn.Module) -> dict[str, bnb.Linear4bit]:
-    """The 4-bit layers by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, bnb.Linear4bit)}
+    """The 4-bit layers by the names that they have in the model without an adapter."""
+    return {
+        name.removeprefix("base_model.model.").removesuffix(".base_layer"): module
+        for name, module in model.named_modules()
+        if isinstance(module, bnb.Linear4bit)
+    }
 
 
 def hide_quantised(model: nn.Module) -> None:

@@ -131,6 +131,7 @@ class AdaptiveAdapter(Adapter):
         super().__init__(engine, spec)
         shapes = {info.name: torch.Size(info.shape) for info in engine.weights().infos()}
         self._ranks = RankAllocation(engine.module, shapes)
+        self._gradients = engine.watch_gradients()
         module: Any = engine.module
         self._penalty: float = module.peft_config[ADAPTER].orth_reg_weight
 
@@ -141,7 +142,7 @@ class AdaptiveAdapter(Adapter):
     def step(self, report: UpdateReport) -> float:
         """See `Trainee`."""
         added = self._add_penalty(report)
-        gradients = self.engine.gradients()
+        gradients = self._gradients.take()
         norm = self.engine.step()
         clipped = min(1.0, self._spec.train.max_grad_norm / (norm + 1e-6))  # as the optimizer used them
         changed = self._ranks.allocate(

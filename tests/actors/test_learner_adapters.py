@@ -1,0 +1,210 @@
+"""LoRA, QLoRA and AdaLoRA on real DeepSpeed ranks against a plain float64 loop over PEFT, two optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import tiny
+import torch
+from learning import (
+    CLIP,
+    FACTORS,
+    KL_COEF,
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    TEMPERATURE,
+    WEIGHT_DECAY,
+    Cut,
+    grpo_terms,
+    make_samples,
+    on_policy,
+    sequence_logprobs,
+    shuffled,
+)
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from actors.config import LearnerConfig, LoraConfig, PolicyConfig
+from actors.messages import LearnerSpec, StepReport, UpdateOrder
+from trainers.algorithms.config import GRPOConfig, KLConfig
+from trainers.config import TrainConfig
+from trainers.types import AnnotatedSample, TrainSample
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning"),  # PEFT, of its own AdaLoRA
+]
+
+RATE = 40 * LEARNING_RATE  # an adapter begins at nothing
+LORA = LoraConfig(r=4, alpha=8.0, init_r=5, target_r=2, tinit=0, tfinal=1)  # of 4 steps: ranks fall in each of two
+CUTS = [Cut(1, 1, 1000, 0), Cut(2, 2, 40, 2), Cut(3, 2, 24, 3)]
+CASES = [(kind, cut) for kind in ("lora", "qlora", "adalora") for cut in CUTS[1 if kind == "qlora" else 0 :]]
+
+
+def spec(model: Path, train_type: Any, cut: Cut) -> LearnerSpec:
+    return tiny.learner_spec(
+        model,
+        policy=PolicyConfig(model=str(model), dtype="float32", train_type=train_type, lora=LORA),
+        learners=LearnerConfig(workers=cut.workers, zero_stage=cut.stage),
+        algorithm=GRPOConfig(type="grpo", kl=KLConfig(coef=KL_COEF), clip_low=CLIP, clip_high=CLIP),
+        train=TrainConfig(
+            learning_rate=RATE,
+            lr_schedule="linear",
+            warmup_steps=2,
+            weight_decay=WEIGHT_DECAY,
+            max_grad_norm=MAX_GRAD_NORM,
+            max_tokens_per_microbatch=cut.budget,
+        ),
+        temperature=TEMPERATURE,
+    )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the learners under test did."""
+
+    samples: tuple[list[TrainSample], list[TrainSample]]
+    reports: list[StepReport]
+    before: list[AnnotatedSample]
+    after: list[AnnotatedSample]
+    initial: Path
+    checkpoint: Path
+    exported: Path
+
+
+def plain_base(policy: Path, train_type: str) -> Any:
+    """What the adapter stands on, in float64; for QLoRA the weights that transformers makes of its own 4-bit ones."""
+    if train_type != "qlora":
+        return tiny.load_plain(policy)
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32, quantization_config=quantised)
+    return model.dequantize().double()
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_policy(tmp_path_factory.mktemp("policy"), tied=True)
+
+
+def train(policy: Path, train_type: str, cut: Cut, out: Path) -> Trained:
+    base = plain_base(policy, train_type)
+    samples = make_samples(base, seed=1), on_policy(make_samples(base, seed=2))
+    needs = frozenset({"old_logprobs", "ref_logprobs"})
+    probes = [s.sample for s in samples[0]]
+    order = UpdateOrder(kl_coef=KL_COEF)
+    with tiny.learner_group(spec(policy, train_type, cut), out) as group:
+        tiny.run(group.export(str(out / "initial")))
+        before = tiny.run(group.annotate(probes, needs))
+        reports = [tiny.run(group.update(shuffled(samples[0], cut), order, seed=(0,)))]
+        tiny.run(group.save(str(out / "checkpoint")))
+        reports.append(tiny.run(group.update(shuffled(samples[1], cut), order, seed=(0,))))
+        after = tiny.run(group.annotate(probes, needs))
+        tiny.run(group.export(str(out / "model")))
+    return Trained(samples, reports, before, after, out / "initial", out / "checkpoint", out / "model")
+
+
+@pytest.fixture(scope="module")
+def trainings(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Cut], Trained]:
+    return cache(lambda kind, cut: train(policy, kind, cut, tmp_path_factory.mktemp(f"{kind}-{cut}")))
+
+
+def plain_steps(policy: Path, train_type: str, trained: Trained) -> tuple[Any, list[float], list[float]]:
+    """The same two steps by PEFT and torch alone, float64: model, losses, gradient norms."""
+    model: Any = peft.PeftModel.from_pretrained(plain_base(policy, train_type), trained.initial, is_trainable=True)
+    model.double()
+    parameters = {name: p for name, p in model.named_parameters() if "lora_" in name}  # ranknum is a constant
+    for name, p in model.named_parameters():
+        p.requires_grad_(name in parameters)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=WEIGHT_DECAY)
+    losses, norms = [], []
+    for number, (batch, factor) in enumerate(zip(trained.samples, FACTORS, strict=True), start=1):
+        optimizer.param_groups[0]["lr"] = RATE * factor
+        loss = grpo_terms(model, batch).mean()
+        if train_type == "adalora":
+            loss = loss + 0.5 * penalty(parameters)  # PEFT's weight
+        loss.backward()
+        losses.append(float(loss.detach()))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters.values(), MAX_GRAD_NORM)))
+        optimizer.step()
+        if train_type == "adalora":
+            model.base_model.update_and_allocate(number)
+        optimizer.zero_grad()
+    return model, losses, norms
+
+
+def penalty(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean of ‖AAᵀ − I‖ and ‖BᵀB − I‖ over all layers (arXiv 2303.10512, eq. 4)."""
+    found = []
+    for name, p in parameters.items():
+        if "lora_E" not in name:
+            gram = p @ p.T if "lora_A" in name else p.T @ p
+            found.append((gram - torch.eye(len(gram), dtype=gram.dtype)).square().sum().sqrt())
+    return torch.stack(found).mean()
+
+
+@pytest.mark.parametrize(("kind", "cut"), CASES, ids=str)
+def test_two_steps_are_those_of_the_plain_loop(
+    kind: str, cut: Cut, policy: Path, trainings: Callable[[str, Cut], Trained]
+) -> None:
+    trained = trainings(kind, cut)
+    model, losses, norms = plain_steps(policy, kind, trained)
+    for k, report in enumerate(trained.reports):
+        assert report.loss == pytest.approx(losses[k], rel=1e-5, abs=1e-6)
+        assert report.grad_norm == pytest.approx(norms[k], rel=1e-5)
+    reference = sequence_logprobs(plain_base(policy, kind), trained.samples[0])
+    for rows, now in ((trained.before, reference), (trained.after, sequence_logprobs(model, trained.samples[0]))):
+        for row, logprobs, begun in zip(rows, now, reference, strict=True):
+            np.testing.assert_allclose(row.old_logprobs, logprobs, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(row.ref_logprobs, begun, rtol=0, atol=1e-4)
+    moved = max(float((a - b).abs().max()) for a, b in zip(now, reference, strict=True))
+    assert moved > 0.001, "the comparison tells nothing"
+
+
+@pytest.mark.parametrize(("kind", "cut"), CASES, ids=str)
+def test_what_is_exported_computes_the_same(
+    kind: str, cut: Cut, policy: Path, trainings: Callable[[str, Cut], Trained]
+) -> None:
+    """In PEFT's own format; and AdaLoRA's as a plain adapter too, to 1e-5."""
+    trained = trainings(kind, cut)
+    folders = [trained.exported, *([trained.exported / "lora"] if kind == "adalora" else [])]
+    for folder in folders:
+        model = peft.PeftModel.from_pretrained(plain_base(policy, kind), folder).double()
+        for row, logprobs in zip(trained.after, sequence_logprobs(model, trained.samples[0]), strict=True):
+            np.testing.assert_allclose(row.old_logprobs, logprobs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "cut"), [("lora", CUTS[2]), ("adalora", CUTS[1])], ids=str)
+def test_a_loaded_checkpoint_goes_on_bit_for_bit(
+    kind: str, cut: Cut, policy: Path, trainings: Callable[[str, Cut], Trained], tmp_path: Path
+) -> None:
+    trained = trainings(kind, cut)
+    with tiny.learner_group(spec(policy, kind, cut), tmp_path) as group:
+        tiny.run(group.load(str(trained.checkpoint)))
+        order = UpdateOrder(kl_coef=KL_COEF)
+        report = tiny.run(group.update(shuffled(trained.samples[1], cut), order, seed=(0,)))
+        tiny.run(group.export(str(tmp_path / "model")))
+    assert report == trained.reports[1]
+    again, before = (load_file(d / "adapter_model.safetensors") for d in (tmp_path / "model", trained.exported))
+    assert again.keys() == before.keys()
+    assert all(torch.equal(again[name], before[name]) for name in again)
+
+
+def test_ranks_fall_to_the_budget(trainings: Callable[[str, Cut], Trained]) -> None:
+    """14 layers of rank 5; 3 steps to fall to 2 a layer: 28 + 42·(1 − k/3)³ of the 70 are left after step k."""
+    trained = trainings("adalora", CUTS[0])
+    for k, report in enumerate(trained.reports, start=1):
+        budget = int(28 + 42 * (1 - k / 3) ** 3)
+        assert report.metrics["adalora/rank_mean"].value == pytest.approx(budget / 14)

@@ -1,0 +1,213 @@
+"""PPO's and GKD's updates on real DeepSpeed ranks against a plain float64 loop, two optimizer steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from learning import (
+    CLIP,
+    FACTORS,
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    TEMPERATURE,
+    WEIGHT_DECAY,
+    Cut,
+    make_samples,
+    on_policy,
+    sequence_logprobs,
+    shuffled,
+)
+from transformers import AutoModelForSequenceClassification
+
+from actors.config import LearnerConfig, PolicyConfig
+from actors.messages import LearnerSpec, StepReport, UpdateOrder
+from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig, TeacherConfig
+from trainers.config import TrainConfig
+from trainers.tiny_models import make_random_reward_model
+from trainers.types import AnnotatedSample, TrainSample
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+
+CRITIC_RATE, VALUE_CLIP, BETA, JSD_TEMPERATURE = 1e-3, 0.2, 0.3, 1.3
+CUTS = [Cut(1, 1, 1000, 0), Cut(2, 2, 40, 2), Cut(3, 2, 24, 3)]
+
+
+def spec(model: Path, algorithm: Any, cut: Cut) -> LearnerSpec:
+    return tiny.learner_spec(
+        model,
+        policy=PolicyConfig(model=str(model), dtype="float32"),
+        learners=LearnerConfig(workers=cut.workers, zero_stage=cut.stage),
+        algorithm=algorithm,
+        train=TrainConfig(
+            learning_rate=LEARNING_RATE,
+            lr_schedule="linear",
+            warmup_steps=2,
+            weight_decay=WEIGHT_DECAY,
+            max_grad_norm=MAX_GRAD_NORM,
+            max_tokens_per_microbatch=cut.budget,
+        ),
+        temperature=TEMPERATURE,
+    )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the learners under test did."""
+
+    reports: list[StepReport]
+    after: list[AnnotatedSample]
+
+
+def train(model: Path, algorithm: Any, cut: Cut, samples: list[list[TrainSample]], out: Path) -> Trained:
+    needs = frozenset({"old_logprobs", *(["values"] if algorithm.type == "ppo" else [])})
+    with tiny.learner_group(spec(model, algorithm, cut), out) as group:
+        order = UpdateOrder(kl_coef=0.0)
+        reports = [tiny.run(group.update(shuffled(batch, cut), order, seed=(0,))) for batch in samples]
+        return Trained(reports, tiny.run(group.annotate([s.sample for s in samples[0]], needs)))  # type: ignore[arg-type]
+
+
+def optimizer(parameters: Any, rate: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY)
+
+
+def one_step(loss: torch.Tensor, chosen: torch.optim.AdamW, rate: float) -> float:
+    parameters = chosen.param_groups[0]["params"]
+    chosen.param_groups[0]["lr"] = rate
+    chosen.zero_grad()
+    loss.backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM))
+    chosen.step()
+    return norm
+
+
+def assert_logprobs(after: list[AnnotatedSample], model: Any, samples: list[TrainSample]) -> None:
+    for row, logprobs in zip(after, sequence_logprobs(model, samples), strict=True):
+        np.testing.assert_allclose(row.old_logprobs, logprobs, rtol=0, atol=1e-4)
+
+
+# --- PPO --------------------------------------------------------------------------------------------------------------
+
+
+def plain_values(critic: Any, bias: torch.Tensor, tokens: np.ndarray[Any, Any]) -> torch.Tensor:
+    """`[T]`: at each token the head's output at the one before it, 0 at the first."""
+    hidden = critic.model(input_ids=torch.tensor(tokens)[None].long()).last_hidden_state[0]
+    values = critic.score(hidden)[:-1, 0] + bias
+    return torch.cat([values.new_zeros(1), values])
+
+
+def judged(critic: Any, samples: list[TrainSample], *, seed: int) -> list[TrainSample]:
+    """The samples with values and returns around those of the critic as it begins, some beyond the clip."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for train in samples:
+        with torch.no_grad():
+            now = plain_values(critic, torch.zeros(1, dtype=torch.float64), train.sample.tokens).numpy()
+        mask = train.sample.mask
+        old, returns = (np.where(mask, now + rng.normal(0, 0.4, len(now)), 0).astype(np.float32) for _ in range(2))
+        found.append(replace(train, annotated=replace(train.annotated, values=old), returns=returns))
+    return found
+
+
+def ppo_loss(model: Any, samples: list[TrainSample]) -> torch.Tensor:
+    terms = []
+    for train in samples:
+        mask = torch.from_numpy(train.sample.mask)
+        logprobs = tiny.plain_logprobs(model, train.sample.tokens, temperature=TEMPERATURE)[mask]
+        given = train.annotated.old_logprobs
+        old = logprobs.detach() if given is None else torch.from_numpy(given).double()[mask]
+        advantage = torch.from_numpy(train.advantages).double()[mask]
+        ratio = (logprobs - old).exp()
+        terms.append(-torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage))
+    return torch.cat(terms).mean()
+
+
+def critic_loss(critic: Any, bias: torch.Tensor, samples: list[TrainSample]) -> torch.Tensor:
+    terms = []
+    for train in samples:
+        mask = torch.from_numpy(train.sample.mask)
+        values = plain_values(critic, bias, train.sample.tokens)[mask]
+        assert train.annotated.values is not None
+        assert train.returns is not None
+        old, returns = (torch.from_numpy(a).double()[mask] for a in (train.annotated.values, train.returns))
+        clipped = old + (values - old).clamp(-VALUE_CLIP, VALUE_CLIP)
+        terms.append(0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2))
+    return torch.cat(terms).mean()
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_ppo_trains_policy_and_critic_as_the_plain_loop_does(cut: Cut, tmp_path: Path) -> None:
+    policy = tiny.make_policy(tmp_path / "policy", tied=True)
+    make_random_reward_model(tmp_path / "reward")
+    model = tiny.load_plain(policy)
+    critic: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward", dtype=torch.float64)
+    bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    samples = [
+        judged(critic, make_samples(model, seed=1), seed=3),
+        judged(critic, on_policy(make_samples(model, seed=2)), seed=4),
+    ]
+    config = PPOConfig(
+        type="ppo",
+        clip_low=CLIP,
+        clip_high=CLIP,
+        value_clip=VALUE_CLIP,
+        critic=CriticConfig(model=str(tmp_path / "reward"), learning_rate=CRITIC_RATE),
+    )
+    trained = train(
+        policy, config.model_copy(update={"kl": config.kl.model_copy(update={"coef": 0.0})}), cut, samples, tmp_path
+    )
+    chosen = optimizer(model.parameters(), LEARNING_RATE), optimizer([*critic.parameters(), bias], CRITIC_RATE)
+    for report, batch, factor in zip(trained.reports, samples, FACTORS, strict=True):
+        loss, value = ppo_loss(model, batch), critic_loss(critic, bias, batch)
+        assert report.loss == pytest.approx(float(loss.detach()), rel=1e-5, abs=1e-6)
+        assert report.metrics["value/loss"].value == pytest.approx(float(value.detach()), rel=1e-5)
+        assert report.grad_norm == pytest.approx(one_step(loss, chosen[0], LEARNING_RATE * factor), rel=1e-5)
+        one_step(value, chosen[1], CRITIC_RATE * factor)
+    assert_logprobs(trained.after, model, samples[0])
+    for row, sample in zip(trained.after, samples[0], strict=True):
+        with torch.no_grad():
+            expected = plain_values(critic, bias, sample.sample.tokens)
+        np.testing.assert_allclose(row.values, expected, rtol=0, atol=1e-4)
+
+
+# --- GKD --------------------------------------------------------------------------------------------------------------
+
+
+def jsd(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """β·KL(T‖M) + (1 − β)·KL(S‖M), M = β·T + (1 − β)·S (arXiv 2306.13649, eq. 1), of two `[T, V]` of logits."""
+    s, t = (torch.softmax(logits / JSD_TEMPERATURE, dim=-1) for logits in (student, teacher))
+    middle = BETA * t + (1 - BETA) * s
+    return (BETA * t * (t / middle).log() + (1 - BETA) * s * (s / middle).log()).sum(-1)
+
+
+def gkd_loss(model: Any, teacher: Any, samples: list[TrainSample]) -> torch.Tensor:
+    terms = []
+    for train in samples:
+        ids = torch.tensor(train.sample.tokens)[None].long()
+        with torch.no_grad():
+            taught = teacher(input_ids=ids).logits[0, :-1]
+        divergence = jsd(model(input_ids=ids).logits[0, :-1], taught)
+        terms.append(divergence[torch.from_numpy(train.sample.mask)[1:]])
+    return torch.cat(terms).mean()
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_gkd_moves_the_policy_towards_the_teacher_as_the_plain_loop_does(cut: Cut, tmp_path: Path) -> None:
+    policy = tiny.make_policy(tmp_path / "policy", tied=True)
+    teacher = tiny.make_policy(tmp_path / "teacher", tied=True, seed=7)
+    model, taught = tiny.load_plain(policy), tiny.load_plain(teacher)
+    samples = [make_samples(model, seed=1), on_policy(make_samples(model, seed=2))]
+    config = GKDConfig(type="gkd", teacher=TeacherConfig(model=str(teacher)), beta=BETA, temperature=JSD_TEMPERATURE)
+    trained = train(policy, config, cut, samples, tmp_path)
+    chosen = optimizer(model.parameters(), LEARNING_RATE)
+    for report, batch, factor in zip(trained.reports, samples, FACTORS, strict=True):
+        loss = gkd_loss(model, taught, batch)
+        assert report.loss == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert report.metrics["distill/jsd"].value == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert report.grad_norm == pytest.approx(one_step(loss, chosen, LEARNING_RATE * factor), rel=1e-5)
+    assert_logprobs(trained.after, model, samples[0])
