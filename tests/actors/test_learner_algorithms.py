@@ -27,7 +27,7 @@ from transformers import AutoModelForSequenceClassification
 
 from actors.config import LearnerConfig, PolicyConfig
 from actors.messages import LearnerSpec, StepReport, UpdateOrder
-from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig, TeacherConfig
+from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig, PPOKLConfig, TeacherConfig
 from trainers.config import TrainConfig
 from trainers.tiny_models import make_random_reward_model
 from trainers.types import AnnotatedSample, TrainSample
@@ -153,6 +153,7 @@ def test_ppo_trains_policy_and_critic_as_the_plain_loop_does(cut: Cut, tmp_path:
     ]
     config = PPOConfig(
         type="ppo",
+        kl=PPOKLConfig(coef=0.0),
         clip_low=CLIP,
         clip_high=CLIP,
         value_clip=VALUE_CLIP,
