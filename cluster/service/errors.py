@@ -80,9 +80,7 @@ def not_found(what: str) -> ApiError:
 def invalid_config(problems: Iterable[Problem]) -> ApiError:
     """422 with every problem of a config."""
     found = tuple(problems)
-    return ApiError(
-        422, "invalid_config", f"{len(found)} problem{'' if len(found) == 1 else 's'} found", details=found
-    )
+    return ApiError(422, "invalid_config", f"{len(found)} problem{'' if len(found) == 1 else 's'} found", details=found)
 
 
 def _answer(

@@ -12,7 +12,7 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from cluster.service.errors import ApiError
@@ -51,7 +51,7 @@ class Helper:
 
     async def stream(
         self, work: str, arguments: Mapping[str, Any], *, deadline_s: float
-    ) -> AsyncIterator[tuple[str, Any]]:
+    ) -> AsyncGenerator[tuple[str, Any], None]:
         """("piece", value) as they come, then ("result", value). Leaving early ends the process's work."""
         async with self._turn:
             self._keep()

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from trainers.data.detect import inspect
 from trainers.data.messages import without_answer
@@ -43,8 +43,8 @@ def _row(line: int, record: Any) -> dict[str, Any]:
         prompt = to_prompt(record, source=str(line), line=line)
         messages = list(record["messages"]) if record.get("messages") is not None else list(prompt.messages)
         return {"line": line, "messages": messages, "columns": _columns(prompt.columns), "problem": None}
-    messages = [*without_answer(record["messages"])] if isinstance(record.get("messages"), list) else None
-    return {"line": line, "messages": messages, "columns": _columns(record), "problem": None}
+    turns = without_answer(record["messages"]) if isinstance(record.get("messages"), list) else None
+    return {"line": line, "messages": turns, "columns": _columns(record), "problem": None}
 
 
 def _columns(record: Any) -> dict[str, Any]:
@@ -68,8 +68,8 @@ def _plain(value: Any) -> Any:
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(line, record), or (line, why it is none)."""
-    opened: BinaryIO = gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[assignment]
-    with opened as file:
+    with path.open("rb") as stored:
+        file: Any = gzip.GzipFile(fileobj=stored) if path.name.endswith(".gz") else stored
         for number in itertools.count(1):
             line = file.readline(_LONGEST_LINE)
             if not line:

@@ -156,7 +156,7 @@ def _is_host(host: str) -> bool:
 
 
 def _is_upload(scope: Scope) -> bool:
-    return scope["method"] == "POST" and scope["path"] == UPLOAD
+    return bool(scope["method"] == "POST" and scope["path"] == UPLOAD)
 
 
 def _check_site(method: str, headers: Headers) -> None:
