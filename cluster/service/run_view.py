@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import kill
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+from fastapi import Path as InPath
 from pydantic import BaseModel
 
 from cluster.checkpoint import checkpoint_steps
@@ -30,6 +31,7 @@ Action: TypeAlias = Literal["stop", "pause", "resume", "clone", "delete", "chat"
 Asked: TypeAlias = Literal["stop", "pause"]
 
 ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+RunId: TypeAlias = Annotated[str, InPath(pattern=f"^{ID}$")]
 _JOB = "job.json"
 _HOLDER = re.compile(r"process (\d+) on (.+)")
 _GOING = ("queued", "running")

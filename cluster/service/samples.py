@@ -32,6 +32,8 @@ _COLUMNS = (
     "policy_version",
     "finish_reason",
 )
+_CONTEXT = 6  # tokens that decide how the next one is written
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _SORTS = ("group", "reward", "advantage", "tokens")
 
 
@@ -106,14 +108,13 @@ def sample_tokens(rollouts: Path, *, kind: Kind, step: int, sample_id: str, toke
 def _pieces(tokenizer: Path, tokens: Sequence[int]) -> list[str]:
     """Each token's text; joined they are the completion (a character may be split over tokens)."""
     loaded = _tokenizer(tokenizer, tokenizer.stat().st_mtime_ns)
-    texts, shown, start = [], "", 0
+    texts = []
     for end in range(1, len(tokens) + 1):
-        text = loaded.decode(list(tokens[start:end]), skip_special_tokens=False)
-        if text.endswith("�") and end < len(tokens) and end - start < 8:
-            texts.append("")
-            continue
-        texts.append(text[len(shown) :] if shown and text.startswith(shown) else text)
-        start, shown = end, ""
+        window = list(tokens[max(0, end - _CONTEXT) : end])
+        before = loaded.decode(window[:-1], skip_special_tokens=False).rstrip(_UNFINISHED)
+        now = loaded.decode(window, skip_special_tokens=False)
+        unfinished = now.endswith(_UNFINISHED) and end < len(tokens)
+        texts.append(now[len(before) :] if now.startswith(before) and not unfinished else "")
     return texts
 
 

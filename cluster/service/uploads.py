@@ -14,7 +14,7 @@ from typing import BinaryIO
 from python_multipart import MultipartParser
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from cluster.service.errors import ApiError
 
@@ -124,11 +124,14 @@ async def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
         raise _too_large()
     received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > limit:
-            raise _too_large()
-        yield chunk
+    try:
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > limit:
+                raise _too_large()
+            yield chunk
+    except ClientDisconnect:
+        raise ApiError(400, "bad_request", "the upload was cut off") from None
 
 
 def _too_large() -> ApiError:

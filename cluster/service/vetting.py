@@ -130,3 +130,8 @@ def short_yaml(config: RunConfig) -> str:
     """The config as a person would write it: only what differs from the defaults."""
     tree = config.model_dump(mode="json", exclude_defaults=True)
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+
+
+def model_problem(value: str, settings: Settings) -> str | None:
+    """Why a model of this path or id may not be used; None: it may."""
+    return _bad_text(value) or _check_model(value, settings)
