@@ -134,7 +134,10 @@ def kl_range(patient: Patient) -> list[Finding]:
     if target and kl.late > KL_OFF_TARGET * target:
         return [_off_target(patient, kl, target)]
     if kl.late >= KL_HIGH or (limited.long_enough and limited.late >= KL_LIMITED):
-        curves = (kl.curve("nats per token"), *((limited.curve("beyond ±20 nats"),) if len(limited) else ()))
+        curves = (
+            kl.curve("nats per token"),
+            *((limited.curve("beyond ±20 nats"),) if len(limited) and limited.late >= KL_LIMITED else ()),
+        )
         return [
             Finding(
                 rule="kl_range",

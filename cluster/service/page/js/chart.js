@@ -34,6 +34,13 @@ export function colour(index) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--c${(index % 6) + 1}`).trim();
 }
 
+/** Lowest and highest of an axis: some air about the curve; a flat line in the middle. */
+function span(_, low, high) {
+  if (low === null || low === undefined) return [0, 1];
+  if (low === high) return low === 0 ? [0, 1] : [Math.min(0, 2 * low), Math.max(0, 2 * low)];
+  return uPlot.rangeNum(low, high, 0.1, true);
+}
+
 function withAlpha(hex, alpha) {
   return `${hex}${Math.round(alpha * 255).toString(16).padStart(2, "0")}`;
 }
@@ -103,7 +110,7 @@ export function Chart({ title, unit, steps, lines, sync }) {
   useEffect(() => {
     const options = {
       width: box.current.clientWidth, height: HEIGHT, padding: [8, right ? 0 : 10, 0, 0], legend: { show: false },
-      series: made.series, bands: made.bands, axes: axes(theme, right), scales: { x: { time: false } },
+      series: made.series, bands: made.bands, axes: axes(theme, right), scales: { x: { time: false }, y: { range: span }, ...(right ? { right: { range: span } } : {}) },
       cursor: { y: false, points: { size: 7 }, ...(sync ? { sync: { key: sync } } : {}) },
       hooks: { setCursor: [(u) => setCursor(u.cursor.idx)] },
     };

@@ -15,6 +15,11 @@ export function title(path) {
   return words[0].toUpperCase() + words.slice(1);
 }
 
+/** The schema's help; what stands in backticks there is code. */
+function help(text) {
+  return text.split("`").map((part, i) => (i % 2 ? html`<code>${part}</code>` : part));
+}
+
 export function problemsAt(problems, path) {
   return problems.filter((problem) => problem.path === path || problem.path.startsWith(`${path}.`));
 }
@@ -28,12 +33,12 @@ export function Field({ field, tree, problems, onChange, big }) {
   const about = `${id}-hint${wrong.length ? ` ${id}-error` : ""}`;
   const common = { id, "aria-describedby": about, "aria-invalid": wrong.length ? "true" : undefined };
   const fallback = defaultText(field);
-  const hint = [field.help, field.range && !field.choices ? `Takes: ${field.range}.` : "", fallback && !field.required && field.kind !== "section" ? `Default: ${fallback}.` : ""].filter(Boolean).join(" ");
+  const facts = [field.choices ? "" : field.range, fallback && !field.required && field.kind !== "section" ? `default ${fallback}` : "", big ? "" : path].filter(Boolean).join(" · ");
   return html`<div class="field">
     ${field.kind === "switch" || field.kind === "section"
       ? html`<span class="check"><${Switch} field=${field} value=${value} common=${common} onChange=${onChange} /><label for=${id}>${title(path)}</label></span>`
       : html`<label for=${id}>${title(path)}</label><${Input} field=${field} value=${value} common=${common} onChange=${onChange} />`}
-    <span class="hint" id="${id}-hint">${hint}${!big && html` <span class="mono">${path}</span>`}</span>
+    <span class="hint" id="${id}-hint">${help(field.help)}${facts && html`<span class="facts-line">${facts}</span>`}</span>
     ${wrong.length > 0 && html`<span class="error" id="${id}-error" role="alert">${wrong.map((problem) => problem.message).join("; ")}</span>`}</div>`;
 }
 

@@ -3,7 +3,8 @@
 /** About three significant digits, thousands grouped: 12408 → "12,408", 0.04167 → "0.0417", 1e-6 → "1e-6". */
 export function number(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
-  const size = Math.abs(value);
+  if (value < 0) return `−${number(-value)}`;
+  const size = value;
   if (size === 0) return "0";
   if (size < 1e-3 || size >= 1e9) return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
   if (Number.isInteger(value) || size >= 1000) return Math.round(value).toLocaleString("en");

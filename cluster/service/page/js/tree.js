@@ -30,5 +30,6 @@ export function leaves(tree, prefix = "") {
 
 export function shown(value) {
   if (value === undefined) return "";
+  if (typeof value === "number" && value !== 0 && Math.abs(value) < 1e-3) return value.toExponential().replace("e+", "e");
   return typeof value === "string" ? value : JSON.stringify(value);
 }

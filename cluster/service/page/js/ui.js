@@ -93,7 +93,12 @@ export function Code({ text, label, wrap }) {
 
 /** Links as tabs: `tabs` is [[name, title, address], …]. */
 export function Tabs({ tabs, current, label }) {
-  return html`<nav class="tabs" aria-label=${label}>${tabs.map(
+  const box = useRef(null);
+  useEffect(() => {
+    const tab = box.current.querySelector("[aria-current]");
+    if (tab) box.current.scrollLeft = tab.offsetLeft - box.current.offsetLeft - 40;
+  }, [current]);
+  return html`<nav class="tabs" aria-label=${label} ref=${box}>${tabs.map(
     ([name, title, address]) => html`<a href=${address} aria-current=${name === current ? "page" : undefined}>${title}</a>`,
   )}</nav>`;
 }

@@ -36,7 +36,7 @@ export function ReviewStep({ draft, setDraft, change, plan, problems, done }) {
       <dl class="facts"><dt>Model</dt><dd>${draft.tree.policy?.model || "–"}</dd><dt>Judged by</dt><dd>${(draft.tree.rewards || []).map((r) => (r.model || r.path || r.url || "") + (r.weight === 0 ? " (watched)" : "")).join(", ") || "–"}</dd></dl>
       <ul class="words">${data.arithmetic.map((line) => html`<li>${line}</li>`)}</ul></section>`}
     ${data && data.roles.length > 0 && html`<section class="card stack"><h2>What it takes</h2><${Roles} roles=${data.roles} memory=${data.memory} gpus=${data.gpus} /></section>`}
-    ${data?.yaml && html`<section class="card stack"><h2>The same without this page</h2>
+    ${data && data.yaml && html`<section class="card stack"><h2>The same without this page</h2>
       <p class="muted">Save this as <code>config.yaml</code>; what is not in it has its default.</p><${Code} text=${data.yaml} label="config.yaml" />
       <${Code} text=${data.command} label="command that trains" wrap /><${Code} text=${data.command.replace(/^rlhf train/, "rlhf submit")} label="command that submits to a cluster" wrap /></section>`}
     ${error && html`<${Failure} error=${error} />`}

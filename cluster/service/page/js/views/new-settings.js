@@ -51,13 +51,13 @@ export function SettingsStep({ draft, setDraft, change, problems, plan, schema }
       ${plan.data?.arithmetic?.length > 0 && html`<ul class="words muted small" aria-live="polite">${plan.data.arithmetic.slice(0, 2).map((line) => html`<li>${line}</li>`)}</ul>`}</section>
     ${plan.error && html`<${Failure} error=${plan.error} again=${plan.reload} />`}
     ${orphans.length > 0 && html`<${Notice} kind="bad" alert><ul>${orphans.map((p) => html`<li><span class="mono">${p.path}</span>: ${p.message}</li>`)}</ul><//>`}
-    <section class="card stack tight"><h2>Everything else</h2><p class="muted">Each has a default that is good enough to start with.</p>
+    <section class="card stack tight"><h2>Everything else</h2><p class="muted">Each has a default that is good enough to start with.</p><div class="folds">
       <${Folded} title="The run" fields=${rest.filter((f) => !f.path.includes("."))} show=${show} problems=${own} tree=${tree} />
       ${names.filter((name) => TITLES[name] || rest.some((f) => f.path.startsWith(`${name}.`))).map((name) => html`<${Folded} key=${name} title=${TITLES[name] || name}
         fields=${rest.filter((f) => f.path.startsWith(`${name}.`))} show=${show} problems=${own} tree=${tree} />`)}
       ${(tree.rewards || []).map((reward, index) => html`<${Folded} key=${`reward${index}`} title="Reward: ${reward.name || (reward.model || reward.path || reward.url || "").split(/[/:]/).pop()}"
         fields=${rewardFields(schema, index, tree).filter((f) => !/\.(model|path|url)$/.test(f.path))} show=${show} problems=${own} tree=${tree} />`)}
-    </section>
+    </div></section>
     <${Foot} back="data" next="review" title="Review" />
   </div>`;
 }

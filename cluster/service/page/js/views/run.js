@@ -38,7 +38,7 @@ export function Run({ id, tab, query }) {
     ${tab === "doctor" && html`<${Doctor} details=${details} findings=${findings} />`}
     ${tab === "samples" && html`<${Samples} id=${id} known=${details.samples} query=${query} />`}
     ${tab === "logs" && html`<${Logs} id=${id} running=${!ended(run)} />`}
-    ${tab === "config" && html`<div class="stack"><${Code} text=${details.command} label="command" wrap /><${Code} text=${details.yaml} label="config.yaml" /></div>`}
+    ${tab === "config" && html`<div class="stack"><${Code} text=${details.command} label="command" wrap />${details.yaml ? html`<${Code} text=${details.yaml} label="config.yaml" />` : html`<${Notice} kind="warn">The config of this run cannot be read.<//>`}</div>`}
     ${tab === "chat" && html`<${Chat} id=${id} />`}
   </div>`;
 }
@@ -58,9 +58,9 @@ function Head({ details, mode, refresh, columns }) {
 }
 
 function RunError({ error, at }) {
-  const where = [error.role && `${error.role}${error.rank === null || error.rank === undefined ? "" : ` ${error.rank}`}`, error.phase && `while it was at: ${error.phase}`].filter(Boolean).join(", ");
+  const where = [error.role && `${error.role}${error.rank === null || error.rank === undefined ? "" : ` ${error.rank}`}`, error.phase && `phase ${error.phase}`].filter(Boolean).join(", ");
   const file = error.log ? error.log.split("/").pop() : null;
-  return html`<${Notice} kind="bad" title="${error.type} in the ${where}" alert><span class="error-words">${error.message}</span>${" "}<a href="${at}/logs${file ? `?file=${encodeURIComponent(file)}` : ""}">To the log</a><//>`;
+  return html`<${Notice} kind="bad" title="${where || "the run"}: ${error.type}" alert><span class="error-words">${error.message}</span>${" "}<a href="${at}/logs${file ? `?file=${encodeURIComponent(file)}` : ""}">To the log</a><//>`;
 }
 
 function Actions({ details, refresh }) {

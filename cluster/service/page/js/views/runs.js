@@ -72,9 +72,9 @@ function Row({ run, picked, pick }) {
       ${why && html`<div class="small ${run.error ? "error-text" : "muted"}">${why.slice(0, 140)}</div>`}</div></td>
     <td data-label="State"><${State} state=${run.state} /></td>
     <td data-label="Progress"><div class="progress"><${Meter} value=${run.step} of=${run.steps} state=${run.state} label="Steps of ${run.name}" /><span class="small muted">${number(run.step)} of ${number(run.steps)} steps</span></div></td>
-    <td class="number" data-label="Reward">${number(head["reward/mean"])}</td>
-    <td class="number" data-label="KL">${number(head["kl/mean"])}</td>
-    <td class="number" data-label="Took">${duration(took(run))}</td>
+    <td class="number ${"reward/mean" in head ? "" : "nothing"}" data-label="Reward">${number(head["reward/mean"])}</td>
+    <td class="number ${"kl/mean" in head ? "" : "nothing"}" data-label="KL">${number(head["kl/mean"])}</td>
+    <td class="number ${run.started ? "" : "nothing"}" data-label="Took">${duration(took(run))}</td>
     <td class="number" data-label="Made" title=${clock(run.created)}>${ago(run.created)}</td></tr>`;
 }
 
