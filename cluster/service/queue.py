@@ -191,6 +191,8 @@ class Queue:
     def _obstacle(self, run_id: str, status: ClusterStatus) -> str | None:
         if status.state != "ready":
             return status.message or "the cluster is not ready"
+        if is_held(RunDirectory(self._runs.root / run_id)):
+            return "its last process has not ended yet"
         going = self.going()
         gpus = status.resources["GPU"].total if "GPU" in status.resources else 0.0
         most = self._at_once if self._at_once is not None else (None if gpus else 1)

@@ -112,6 +112,8 @@ def view(directory: RunDirectory) -> Run:
         run.stopping = job.asked is not None
         if record.state == "queued":
             run.queue = QueuePlace(position=0, reason="starting" if job.submission else "waiting")
+    if record.state == "stopped" and job is not None and job.asked == "pause":
+        run.state = "paused"  # the queue will write it down
     if record.state == "running" and not is_held(directory):
         run.state, run.error = "failed", vanished(directory).model_dump()
         if job is not None and job.asked is not None:
