@@ -2,6 +2,7 @@
 import { html, useEffect, useState } from "./html.js";
 import { defaultText, parse } from "./schema.js";
 import { getIn, shown } from "./tree.js";
+import { Words } from "./ui.js";
 
 const NAMES = {
   "algorithm.kl.coef": "KL coefficient", "sampling.n": "Answers for each prompt", "sampling.max_tokens": "Longest answer, in tokens",
@@ -13,11 +14,6 @@ export function title(path) {
   if (NAMES[path]) return NAMES[path];
   const words = path.split(".").slice(1).filter((part) => !/^\d+$/.test(part)).join(", ").replaceAll("_", " ") || path;
   return words[0].toUpperCase() + words.slice(1);
-}
-
-/** The schema's help; what stands in backticks there is code. */
-function help(text) {
-  return text.split("`").map((part, i) => (i % 2 ? html`<code>${part}</code>` : part));
 }
 
 export function problemsAt(problems, path) {
@@ -38,8 +34,8 @@ export function Field({ field, tree, problems, onChange, big }) {
     ${field.kind === "switch" || field.kind === "section"
       ? html`<span class="check"><${Switch} field=${field} value=${value} common=${common} onChange=${onChange} /><label for=${id}>${title(path)}</label></span>`
       : html`<label for=${id}>${title(path)}</label><${Input} field=${field} value=${value} common=${common} onChange=${onChange} />`}
-    <span class="hint" id="${id}-hint">${help(field.help)}${facts && html`<span class="facts-line">${facts}</span>`}</span>
-    ${wrong.length > 0 && html`<span class="error" id="${id}-error" role="alert">${wrong.map((problem) => problem.message).join("; ")}</span>`}</div>`;
+    <span class="hint" id="${id}-hint"><${Words} text=${field.help} />${facts && html`<span class="facts-line">${facts}</span>`}</span>
+    ${wrong.length > 0 && html`<span class="error" id="${id}-error" role="alert">${html`<${Words} text=${wrong.map((problem) => problem.message).join("; ")} />`}</span>`}</div>`;
 }
 
 function Switch({ field, value, common, onChange }) {

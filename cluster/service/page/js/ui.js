@@ -44,6 +44,11 @@ export function Failure({ error, again }) {
   <//>`;
 }
 
+/** Text in which what stands in backticks is code. */
+export function Words({ text }) {
+  return (text || "").split("`").map((part, i) => (i % 2 ? html`<code>${part}</code>` : part));
+}
+
 export function Empty({ title, children }) {
   return html`<div class="empty"><h2>${title}</h2>${children}</div>`;
 }

@@ -3,7 +3,7 @@ import { request, upload } from "../api.js";
 import { ago, bytes, count, number } from "../format.js";
 import { html, useRef, useState } from "../html.js";
 import { useResource } from "../hooks.js";
-import { Button, Code, Failure, Icon, Loading, Meter, Notice, Talk } from "../ui.js";
+import { Button, Code, Failure, Icon, Loading, Meter, Notice, Talk, Words } from "../ui.js";
 import { Foot } from "./new.js";
 
 export const FORMATS = {
@@ -93,7 +93,7 @@ function Dataset({ id, model, limit, strip, change, onGone }) {
       <div role="status"><h2>${name}, ${count(data.records, "prompt")}, ${usable ? "ready" : "not ready"}</h2>
       <p class="muted">${data.name} · ${bytes(data.bytes)}${data.duplicates ? ` · ${count(data.duplicates, "repeated prompt")}` : ""}</p></div></div>
       <${Button} slim kind="quiet" onClick=${remove}>Remove<//></div>
-    ${!usable && html`<${Notice} kind="warn" title="What to do">${data.advice || ADVICE[data.format] || ""}
+    ${!usable && html`<${Notice} kind="warn" title="What to do"><${Words} text=${data.advice || ADVICE[data.format]} />
       ${data.format === "sft" && html`<p><${Button} slim onClick=${() => change("data.strip_responses", true)}>Use the prompts only<//></p>`}<//>`}
     ${!usable && data.format !== "sft" && html`<div class="stack tight"><h3>What lines look like</h3><${Code} text=${EXAMPLE} label="example lines" wrap /></div>`}
     ${data.problems_total > 0 && html`<${Problems} data=${data} />`}
@@ -105,7 +105,7 @@ function Dataset({ id, model, limit, strip, change, onGone }) {
 function Problems({ data }) {
   return html`<details open=${!data.ready}><summary>${count(data.problems_total, "problem")} by line</summary><div class="scroll"><table class="cards">
     <thead><tr><th scope="col" class="number">line</th><th scope="col">field</th><th scope="col">found</th><th scope="col">expected</th></tr></thead>
-    <tbody>${data.problems.map((p) => html`<tr><td class="number" data-label="line">${p.line ?? "file"}</td><td class="mono" data-label="field">${p.field || ""}</td><td data-label="found">${p.found}${p.severity === "warning" ? html` <span class="tag">warning</span>` : ""}</td><td data-label="expected">${p.expected}</td></tr>`)}</tbody></table></div>
+    <tbody>${data.problems.map((p) => html`<tr><td class="number" data-label="line">${p.line ?? "file"}</td><td class="mono" data-label="field">${p.field || ""}</td><td data-label="found"><span><${Words} text=${p.found} />${p.severity === "warning" ? html` <span class="tag">warning</span>` : ""}</span></td><td data-label="expected"><span><${Words} text=${p.expected} /></span></td></tr>`)}</tbody></table></div>
     ${data.problems_total > data.problems.length && html`<p class="small muted">and ${number(data.problems_total - data.problems.length)} more</p>`}</details>`;
 }
 

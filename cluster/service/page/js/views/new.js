@@ -43,7 +43,7 @@ export function NewRun({ step }) {
   const View = { model: ModelStep, data: DataStep, settings: SettingsStep, review: ReviewStep }[step] || ModelStep;
   return html`<div class="narrow stack wide">
     <h1>New run</h1>
-    <nav class="steps" aria-label="Steps">${STEPS.map(([name, title], index) => html`
+    <nav class="steps" aria-label="The four steps">${STEPS.map(([name, title], index) => html`
       <a href="#/new/${name}" class=${done[name] && name !== step ? "done" : ""} aria-current=${name === step ? "step" : undefined}>
         <span class="mark">${done[name] && name !== step ? html`<${Icon} name="check" />` : index + 1}</span><span>${title}</span></a>`)}</nav>
     ${error ? html`<${Failure} error=${error} again=${() => { schema.reload(); service.reload(); }} />`

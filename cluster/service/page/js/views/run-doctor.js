@@ -3,7 +3,7 @@ import { request } from "../api.js";
 import { Spark } from "../chart.js";
 import { number } from "../format.js";
 import { html, useEffect, useState } from "../html.js";
-import { Button, Empty, Failure, Loading } from "../ui.js";
+import { Button, Empty, Failure, Loading, Words } from "../ui.js";
 import { shown } from "../tree.js";
 import { CloneDialog } from "./run-clone.js";
 
@@ -50,7 +50,7 @@ function Finding({ finding, id, onApply }) {
     ${metrics.length > 0 && html`<div class="sparks">${metrics.map((one) => html`<div><${Spark} values=${one.values} label="${one.key}, steps ${one.steps[0]} to ${one.steps.at(-1)}" />
       <div class="small"><span class="mono">${one.key}</span> <span class="muted">${one.note}, ${number(one.values[0])} → ${number(one.values.at(-1))}</span></div></div>`)}</div>`}
     ${samples.length > 0 && html`<p class="small">See ${samples.map((one, i) => html`${i ? ", " : ""}<a href="#/runs/${encodeURIComponent(id)}/samples?step=${one.step}&sample=${encodeURIComponent(one.sample_id)}">sample ${one.sample_id}</a> of step ${one.step} (${one.note})`)}</p>`}
-    <p><strong>What to do.</strong> ${finding.remedy.text}</p>
+    <p><strong>What to do.</strong> <${Words} text=${finding.remedy.text} /></p>
     ${changes.length > 0 && html`<div class="row"><${Button} kind="primary" onClick=${onApply}>Clone with the change<//><span class="small muted">${changes.map((c, i) => html`${i ? ", " : ""}<span class="mono">${c.key} = ${shown(c.value)}</span>`)}</span></div>`}
   </article>`;
 }
