@@ -11,7 +11,6 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
 
 from cluster.service import api_data, api_results, api_runs, errors
 from cluster.service.creating import Parts
@@ -90,9 +89,10 @@ def _add_pages(app: FastAPI, settings: Settings) -> None:
     async def docs() -> HTMLResponse:
         return HTMLResponse(docs_page(app.openapi()))
 
-    page: ASGIApp
     if (settings.page / "index.html").is_file():
-        page = StaticFiles(directory=settings.page, html=True)
-    else:
-        page = PlainTextResponse("rlhf-online: the API is under /api/v1, described at /docs\n")
-    app.mount("/", page, name="page")
+        app.mount("/", StaticFiles(directory=settings.page, html=True), name="page")
+        return
+
+    @app.get("/", include_in_schema=False)
+    async def no_page() -> PlainTextResponse:
+        return PlainTextResponse("rlhf-online: the API is under /api/v1, described at /docs\n")

@@ -19,6 +19,7 @@ from cluster.service.errors import ApiError, not_found, printable
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
 _ID = re.compile(r"ds-\d{8}-\d{6}-[0-9a-f]{6}")
+_LONGEST_NAME = 255
 _LONG = ("evidence", "problems")
 _ADVICE: Mapping[str, str] = {
     "sft": "It holds responses: set data.strip_responses to use its prompts only.",
@@ -53,7 +54,7 @@ class Datasets:
         """Make the upload a dataset, with its report."""
         dataset_id = partial.name.removeprefix(".").removesuffix(".partial")
         final = self._folder / dataset_id
-        shown = printable(Path(name.replace("\\", "/")).name)
+        shown = printable(Path(name.replace("\\", "/")).name)[-_LONGEST_NAME:]
         record = {
             "id": dataset_id,
             "name": shown,

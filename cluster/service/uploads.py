@@ -20,7 +20,6 @@ from cluster.service.errors import ApiError
 
 _BLOCK = 1 << 20
 _FORM = 1 << 20  # bytes that boundaries and headers may add
-_LONGEST_NAME = 255
 
 
 @dataclass(slots=True)
@@ -105,7 +104,7 @@ async def receive_file(request: Request, path: Path, *, limit: int) -> tuple[str
         size += await _flush(file, form, limit - size)
     if not form.ended or form.files == 0:
         raise ApiError(400, "bad_request", "the form holds no whole field `file` with a file name")
-    return form.name[:_LONGEST_NAME], size
+    return form.name, size
 
 
 async def _flush(file: BinaryIO, form: _Form, room: int) -> int:
