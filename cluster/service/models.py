@@ -67,7 +67,8 @@ class Models:
         return found, len(found) >= _MOST_MODELS
 
     def _described(self, folder: Path, name: str, *, run: str | None) -> FoundModel:
-        changed = max((entry.stat().st_mtime_ns for entry in os.scandir(folder) if entry.is_file()), default=0)
+        files = [entry.stat() for entry in os.scandir(folder) if entry.is_file()]
+        changed = hash(tuple(sorted((file.st_ino, file.st_size, file.st_mtime_ns) for file in files)))
         known = self._known.get(folder)
         if known is None or known[0] != changed:
             known = changed, describe(folder, name).model_copy(update={"run": run})
