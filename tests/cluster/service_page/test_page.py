@@ -109,6 +109,38 @@ def test_wrong_settings_are_told_at_the_field_and_cannot_be_started(browse: Open
     expect(page.get_by_role("alert").first).to_contain_text("train.steps")
 
 
+def test_what_the_schema_offers_is_offered(browse: Open, service: Service) -> None:
+    """Another schema, as further algorithms would make it: told apart by type, with a section that may be null."""
+    teacher = {"type": "object", "properties": {"model": {"type": "string"}}, "required": ["model"]}
+    lora = {"type": "object", "properties": {"r": {"type": "integer", "minimum": 1, "default": 16}}}
+    schema = json.loads(json.dumps(service.schema))
+    grpo = schema["properties"]["algorithm"]["$ref"]
+    gkd = {"type": "object", "properties": {"type": {"const": "gkd"}, "teacher": {"$ref": "#/$defs/Teacher"}}}
+    schema["$defs"] |= {"Teacher": teacher, "Lora": lora, "GKD": gkd | {"required": ["teacher"]}}
+    schema["properties"]["algorithm"] = {
+        "discriminator": {"mapping": {"grpo": grpo, "gkd": "#/$defs/GKD"}, "propertyName": "type"},
+        "oneOf": [{"$ref": grpo}, {"$ref": "#/$defs/GKD"}],
+    }
+    policy = schema["$defs"]["PolicyConfig"]["properties"]
+    policy["train_type"] = {"enum": ["full", "lora"], "default": "full", "type": "string"}
+    policy["lora"] = {"anyOf": [{"$ref": "#/$defs/Lora"}, {"type": "null"}], "default": None}
+    service.schema = schema
+    page = browse().open("#/new/settings")
+    expect(page.get_by_role("radio", name=re.compile("^PPO"))).to_be_disabled()
+    expect(page.get_by_label("Teacher, model")).to_have_count(0)
+    page.get_by_role("radio", name=re.compile("^GKD")).check()
+    page.get_by_label("Teacher, model").fill("/srv/models/teacher")
+    expect(page.get_by_label("KL coefficient", exact=True)).to_have_count(0)
+    page.get_by_role("radio", name=re.compile("^LoRA")).check()
+    page.locator("summary").get_by_text("Model", exact=True).click()
+    page.get_by_label("Lora", exact=True).check()
+    page.get_by_label("Lora, r", exact=True).fill("32")
+    expect(page.get_by_label("Lora, r", exact=True)).to_have_value("32")
+    draft = json.loads(page.evaluate("sessionStorage.getItem('rlhf-draft')"))["tree"]
+    assert draft["algorithm"] == {"type": "gkd", "teacher": {"model": "/srv/models/teacher"}}
+    assert draft["policy"] == {"train_type": "lora", "lora": {"r": 32}}
+
+
 def test_a_wrong_token(browse: Open, service: Service, runs: dict[str, str]) -> None:
     service.token = "correct horse battery"
     watched = browse()
