@@ -1,8 +1,11 @@
 /** Hooks that views share: what the server says, kept fresh; the page's title; a value that settles. */
 import { useCallback, useEffect, useRef, useState } from "./html.js";
 
-/** {data, error, loading, reload}: of `load(signal)`, again when `deps` change and every `poll` ms while visible. */
-export function useResource(load, deps, { poll = 0 } = {}) {
+/**
+ * {data, error, loading, reload}: of `load(signal)`, again when `deps` change and every `poll` ms while visible.
+ * With `keep` the old data stay until the new ones are there.
+ */
+export function useResource(load, deps, { poll = 0, keep = false } = {}) {
   const [state, setState] = useState({ data: null, error: null, loading: true });
   const [turn, setTurn] = useState(0);
   const shown = useRef(null);
@@ -10,7 +13,7 @@ export function useResource(load, deps, { poll = 0 } = {}) {
   useEffect(() => {
     const stop = new AbortController();
     const fresh = shown.current !== key;
-    if (fresh) setState((old) => ({ ...old, loading: true, error: null, data: null }));
+    if (fresh) setState((old) => ({ ...old, loading: true, error: null, data: keep ? old.data : null }));
     let timer = 0;
     const run = async () => {
       try {

@@ -4,7 +4,7 @@ import { ago, bytes, count, number } from "../format.js";
 import { html, useRef, useState } from "../html.js";
 import { useResource } from "../hooks.js";
 import { Button, Code, Failure, Icon, Loading, Meter, Notice, Talk, Words } from "../ui.js";
-import { Foot } from "./new.js";
+import { Foot, stepOf } from "./new.js";
 
 export const FORMATS = {
   "rlhf-online": "RLHF Online", sft: "Prompts with responses (SFT)", preference: "Preference pairs", kto: "Labelled answers (KTO)",
@@ -46,14 +46,16 @@ export function DataStep({ draft, setDraft, change, service, problems }) {
     setWork(null);
   };
   const chosen = draft.tree.data?.prompts;
+  const wrong = problems.filter((p) => stepOf(p.path) === "data");
   return html`<div class="stack wide">
     <${Drop} onFile=${send} work=${work} limit=${service.upload_limit_bytes} />
     ${error && html`<${Failure} error=${error} />`}
     ${sets.error && html`<${Failure} error=${sets.error} again=${sets.reload} />`}
     ${draft.dataset && chosen && html`<${Dataset} key=${draft.dataset} id=${draft.dataset} model=${draft.tree.policy?.model} limit=${draft.tree.data?.max_prompt_tokens ?? 1024}
       strip=${draft.tree.data?.strip_responses} change=${change} onGone=${() => { setDraft((old) => ({ ...old, dataset: null })); change("data.prompts", undefined); sets.reload(); }} />`}
+    ${draft.dataset && chosen && wrong.length > 0 && html`<${Notice} kind="bad" title="A run would refuse it"><ul>${wrong.slice(0, 10).map((p) => html`<li><${Words} text=${p.message} /></li>`)}</ul><//>`}
     ${sets.data?.datasets.length > 0 && html`<${Earlier} sets=${sets.data} chosen=${draft.dataset} pick=${pick} />`}
-    <${Elsewhere} chosen=${draft.dataset ? "" : chosen} problems=${problems.filter((p) => p.path.startsWith("data.prompts"))}
+    <${Elsewhere} chosen=${draft.dataset ? "" : chosen} problems=${wrong}
       onPick=${(path) => { setDraft((old) => ({ ...old, dataset: null })); change("data.prompts", path || undefined); }} />
     <${Foot} back="model" next="settings" />
   </div>`;
@@ -114,9 +116,10 @@ function Lengths({ at, model, limit }) {
   if (error) return html`<p class="small muted">The prompts' lengths are not known: ${error.message}</p>`;
   if (!data) return html`<${Loading} lines=${2} height=${20} />`;
   const most = Math.max(1, ...data.histogram.map((bin) => bin.prompts));
+  const bins = data.histogram.slice(0, data.histogram.findLastIndex((bin) => bin.prompts > 0) + 1);
   return html`<div class="stack tight"><h3>Lengths in tokens</h3>
     <div class="histogram" role="img" aria-label="Prompt lengths: longest ${data.longest} tokens, ${data.over_limit} over the limit of ${data.limit}">
-      ${data.histogram.map((bin) => html`<span class="small muted number">${number(bin.from)}–${number(bin.to)}</span><span class="column" style=${{ width: `${(bin.prompts / most) * 100}%` }}></span><span class="small number">${number(bin.prompts)}</span>`)}</div>
+      ${bins.map((bin) => html`<span class="small muted number">${number(bin.from)}–${number(bin.to)}</span><span class=${bin.prompts ? "column" : ""} style=${{ width: `${(bin.prompts / most) * 100}%` }}></span><span class="small number">${number(bin.prompts)}</span>`)}</div>
     <p class="small ${data.over_limit ? "error-text" : "muted"}">Longest ${number(data.longest)}, limit ${number(data.limit)}${data.over_limit ? `: ${count(data.over_limit, "prompt")} over it. Raise the limit in the settings, or let them be filtered (data.overlong).` : ""}</p></div>`;
 }
 

@@ -7,7 +7,7 @@ import { emptyDraft, Foot, stepOf } from "./new.js";
 
 const STEP_TITLES = { model: "Model", data: "Dataset", settings: "Settings" };
 
-export function ReviewStep({ draft, setDraft, change, plan, problems, done }) {
+export function ReviewStep({ draft, setDraft, change, plan, current, problems, done }) {
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState(null);
   const data = plan.data;
@@ -24,7 +24,7 @@ export function ReviewStep({ draft, setDraft, change, plan, problems, done }) {
       setBusy(false);
     }
   };
-  const ready = data && problems.length === 0 && !plan.loading;
+  const ready = data && problems.length === 0 && current;
   return html`<div class="stack wide">
     <section class="card stack"><div class="field"><label for="run-name">What is the run called?</label>
       <input id="run-name" type="text" placeholder="run" maxlength="64" value=${draft.tree.name || ""} onInput=${(e) => change("name", e.target.value || undefined)} />
@@ -41,7 +41,7 @@ export function ReviewStep({ draft, setDraft, change, plan, problems, done }) {
       <${Code} text=${data.command} label="command that trains" wrap /><${Code} text=${data.command.replace(/^rlhf train/, "rlhf submit")} label="command that submits to a cluster" wrap /></section>`}
     ${error && html`<${Failure} error=${error} />`}
     <${Foot} back="settings"><${Button} kind="primary" busy=${busy} disabled=${!ready || busy} onClick=${start}>${busy ? "Starting" : "Start training"}<//><//>
-    ${data && !ready && !plan.loading && html`<p class="small muted" role="status">It can start when ${["model", "data", "settings"].filter((s) => !done[s]).map((s) => STEP_TITLES[s].toLowerCase()).join(", ") || "everything"} is right.</p>`}
+    ${data && !ready && current && html`<p class="small muted" role="status">It can start when ${["model", "data", "settings"].filter((s) => !done[s]).map((s) => STEP_TITLES[s].toLowerCase()).join(", ") || "everything"} is right.</p>`}
   </div>`;
 }
 

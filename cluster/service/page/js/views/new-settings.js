@@ -35,7 +35,7 @@ export function SettingsStep({ draft, setDraft, change, problems, plan, schema }
   const top = [...needed, ...first];
   const rest = all.filter((f) => !top.includes(f));
   const own = problems.filter((p) => stepOf(p.path) === "settings");
-  const setAlgorithm = (type) => setDraft((old) => ({ ...old, tree: { ...old.tree, algorithm: { type, ...(old.tree.algorithm?.kl ? { kl: old.tree.algorithm.kl } : {}) } } }));
+  const setAlgorithm = (type) => setDraft((old) => ({ ...old, tree: { ...old.tree, algorithm: { type, ...shared(schema, type, old.tree.algorithm) } } }));
   const show = (f) => html`<${Field} key=${f.path} field=${f} tree=${tree} problems=${own} onChange=${change} big=${top.includes(f)} />`;
   const orphans = own.filter((p) => ![...all, { path: "algorithm.type" }, { path: "policy.train_type" }].some((f) => problemsAt([p], f.path).length));
   return html`<div class="stack wide">
@@ -60,6 +60,12 @@ export function SettingsStep({ draft, setDraft, change, problems, plan, schema }
     </div></section>
     <${Foot} back="data" next="review" title="Review" />
   </div>`;
+}
+
+/** What another algorithm takes over from the one before: the KL term, where it has one. */
+function shared(schema, type, old) {
+  const has = (kinds(schema, schema.properties.algorithm) || {})[type]?.properties?.kl;
+  return has && old?.kl ? { kl: old.kl } : {};
 }
 
 function Options({ title, name, known, available, value, onPick, problems }) {

@@ -19,7 +19,7 @@ export function emptyDraft() {
 /** The step on which a problem is mended. */
 export function stepOf(path) {
   if (path === "policy" || path === "policy.model" || path === "rewards" || /^rewards\.\d+\.(model|path|url|type)/.test(path)) return "model";
-  if (path === "data" || path.startsWith("data.prompts")) return "data";
+  if (path === "data" || path.startsWith("data.prompts") || /[/\\]|\.(jsonl|gz|parquet)\b/.test(path)) return "data"; // a file's name
   return "settings";
 }
 
@@ -29,17 +29,18 @@ export function NewRun({ step }) {
   const schema = useResource((signal) => request("/schema/config", { signal }), []);
   const service = useResource((signal) => request("/service", { signal }), []);
   const settled = useSettled(draft.tree);
-  const plan = useResource((signal) => request("/plan", { method: "POST", body: settled, signal }), [settled]);
+  const plan = useResource((signal) => request("/plan", { method: "POST", body: settled, signal }), [settled], { keep: true });
+  const current = settled === draft.tree && !plan.loading;
   const change = useCallback((path, value) => setDraft((old) => ({ ...old, key: newKey(), tree: setIn(old.tree, path, value) })), []);
   const problems = plan.data?.problems || [];
   const done = useMemo(() => ({
-    model: Boolean(draft.tree.policy?.model) && draft.tree.rewards?.length > 0 && !problems.some((p) => stepOf(p.path) === "model"),
-    data: Boolean(draft.tree.data?.prompts) && !problems.some((p) => stepOf(p.path) === "data"),
+    model: Boolean(plan.data && draft.tree.policy?.model) && !problems.some((p) => stepOf(p.path) === "model"),
+    data: Boolean(plan.data && draft.tree.data?.prompts) && !problems.some((p) => stepOf(p.path) === "data"),
     settings: Boolean(plan.data) && !problems.some((p) => stepOf(p.path) === "settings"),
     review: false,
   }), [draft, plan.data]);
   const error = schema.error || service.error;
-  const known = { draft, setDraft, change, problems, plan, schema: schema.data, service: service.data, done };
+  const known = { draft, setDraft, change, problems, plan, current, schema: schema.data, service: service.data, done };
   const View = { model: ModelStep, data: DataStep, settings: SettingsStep, review: ReviewStep }[step] || ModelStep;
   return html`<div class="narrow stack wide">
     <h1>New run</h1>

@@ -6,6 +6,7 @@ import { useResource } from "../hooks.js";
 import { Empty, Failure, Loading } from "../ui.js";
 
 const LINES = 1000;
+const COLOURS = /\u001b\[[0-9;]*[A-Za-z]/g; // of a terminal
 
 export function Logs({ id, running }) {
   const at = `/runs/${encodeURIComponent(id)}/logs`;
@@ -28,5 +29,5 @@ export function Logs({ id, running }) {
       <label class="check"><input type="checkbox" checked=${follow} onChange=${(e) => setFollow(e.target.checked)} />Follow the end</label></div>
     ${log.error && html`<${Failure} error=${log.error} again=${log.reload} />`}
     ${log.data?.truncated && html`<p class="small muted">The last ${LINES} lines; the whole file lies in the run's folder, under logs.</p>`}
-    <pre class="log mono ${wrap ? "wrapped" : ""}" tabindex="0" ref=${box} aria-label="Log ${chosen}">${log.data ? log.data.lines.join("\n") || "(empty)" : "…"}</pre></div>`;
+    <pre class="log mono ${wrap ? "wrapped" : ""}" tabindex="0" ref=${box} aria-label="Log ${chosen}">${log.data ? log.data.lines.join("\n").replace(COLOURS, "") || "(empty)" : "…"}</pre></div>`;
 }

@@ -65,11 +65,12 @@ function Groups({ page, at, grouped, marked }) {
 
 function Answer({ sample, page, at, marked }) {
   const [open, setOpen] = useState(marked);
+  const names = page.rewards.filter((name) => page.samples.some((one) => one.rewards[name] !== one.reward)); // not the total again
   const direction = sample.advantage > 0.05 ? "up" : sample.advantage < -0.05 ? "down" : "";
   return html`<article class="answer" aria-label="Answer ${sample.id}">
     <div class="scores">${sample.valid ? html`<span>reward <b>${number(sample.reward)}</b></span>` : html`<span class="state failed">no score</span>`}
       ${sample.advantage !== null && html`<span class="adv ${direction}" title="advantage">${sample.advantage > 0 ? "+" : ""}${number(sample.advantage)}</span>`}
-      ${page.rewards.map((name) => html`<span>${name} <b>${number(sample.rewards[name])}</b></span>`)}</div>
+      ${names.map((name) => html`<span>${name} <b>${number(sample.rewards[name])}</b></span>`)}</div>
     ${open ? html`<${Tokens} sample=${sample} page=${page} at=${at} />` : html`<div class="text" tabindex="0">${sample.completion || html`<span class="muted">(empty)</span>`}</div>`}
     <div class="row between"><span class="small muted">${number(sample.tokens)} tokens${sample.finish_reason === "length" ? ", cut off" : ""} · ${sample.id}</span>
       <${Button} slim kind="quiet" onClick=${() => setOpen(!open)} aria-pressed=${open ? "true" : "false"}>Tokens<//></div></article>`;
