@@ -73,7 +73,7 @@ def make_parts(settings: Settings, cluster: RayCluster) -> Parts:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     parts: Parts = app.state.parts
     await asyncio.to_thread(parts.datasets.sweep)
-    tasks = [asyncio.create_task(parts.cluster.connect()), asyncio.create_task(parts.queue.run())]
+    tasks = [asyncio.create_task(parts.cluster.stay_connected()), asyncio.create_task(parts.queue.run())]
     try:
         yield
     finally:

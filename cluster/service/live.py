@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -22,7 +23,6 @@ from trainers.errors import UserError
 POLL_S, PING_S = 0.5, 15
 CHAT_S = 120.0
 _GOING = ("queued", "running")
-_AT_ONCE = 100  # steps sent between two looks at the run
 
 
 def stream(events: AsyncIterator[ServerSentEvent]) -> EventSourceResponse:
@@ -47,14 +47,17 @@ async def run_events(parts: Parts, directory: RunDirectory, since: int | None) -
         if last is not None and newest is not None and newest < last:
             yield JSONServerSentEvent({"last": newest}, event="reset")
             last = newest
-        for row in rows:
-            if last is None or row["step"] > last:
-                yield JSONServerSentEvent(row, event="metrics", id=str(row["step"]))
-                last = row["step"]
+        for row in rows if last is None else rows[bisect_right(rows, last, key=_step) :]:
+            yield JSONServerSentEvent(row, event="metrics", id=str(row["step"]))
+            last = row["step"]
         if run["state"] not in _GOING:
             yield JSONServerSentEvent({"state": run["state"]}, event="end")
             return
         await asyncio.sleep(POLL_S)
+
+
+def _step(row: Mapping[str, Any]) -> int:
+    return int(row["step"])
 
 
 def _look(parts: Parts, directory: RunDirectory) -> tuple[dict[str, Any], list[dict[str, Any]]]:

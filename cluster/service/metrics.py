@@ -64,12 +64,16 @@ def _read_on(file: _File, path: Path) -> None:
     for raw in whole.splitlines():
         file.lines += 1
         try:
-            row = json.loads(raw)
-            int(row["step"])
+            row = json.loads(raw, parse_constant=_nothing)
+            row["step"] = int(row["step"])
         except (ValueError, TypeError, KeyError) as error:
             raise RunDirectoryError(f"{path.name}, line {file.lines}: not a step's metrics ({error})") from error
         file.rows.append(row)
     file.offset += len(whole)
+
+
+def _nothing(_: str) -> None:
+    """What JSON does not have (NaN, infinity), from a file that something else wrote."""
 
 
 def tag(path: Path) -> str:

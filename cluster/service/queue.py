@@ -59,14 +59,20 @@ class Queue:
         """Look after the runs until cancelled; one bad run's directory never stops the others."""
         await asyncio.to_thread(self._find_active)
         while True:
-            async with self._changing:
-                status = await self._cluster.status() if self._active else ClusterStatus("ready")
-                for run_id in list(self._active):
-                    await self._settle(run_id)
-                await self._start(status)
+            try:
+                async with self._changing:
+                    await self._look_after()
+            except Exception:  # noqa: BLE001 - the named boundary: the queue must go on, and the log says what was wrong
+                logger.exception("the queue could not look after its runs; it tries again")
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), POLL_S if self._active else None)
+
+    async def _look_after(self) -> None:
+        status = await self._cluster.status() if self._active else ClusterStatus("ready")
+        for run_id in list(self._active):
+            await self._settle(run_id)
+        await self._start(status)
 
     def add(self, directory: RunDirectory) -> None:
         """Put a run, new or resumed, at the end of the queue."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shlex
 import socket
@@ -20,12 +21,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydantic import BaseModel
 
 from cluster.files import write_atomic
 from cluster.run_directory import RunDirectory
 
+logger = logging.getLogger(__name__)
+
 START_S = 120.0
+RETRY_S = 15.0
 ASK_S = 15.0
 STOP_S = 3600  # how long Ray waits for a run to save its checkpoint before it is killed
 _POLL_S = 0.5
@@ -61,6 +66,13 @@ class RayCluster:
         self._problem: str | None = None
         self._starting = False
 
+    async def stay_connected(self) -> None:
+        """Find the cluster, or start one, and again where it has gone, until cancelled."""
+        while True:
+            if self._client is None or (await self.status()).state == "unavailable":
+                await self.connect()
+            await asyncio.sleep(RETRY_S)
+
     async def connect(self) -> None:
         """Find the cluster at the given address, or the one started before, or start one; what fails is kept."""
         self._starting = True
@@ -68,6 +80,7 @@ class RayCluster:
             await asyncio.wait_for(asyncio.to_thread(self._connect), START_S + ASK_S)
         except (OSError, RuntimeError, TimeoutError, subprocess.SubprocessError) as error:
             self._problem = f"no Ray cluster: {_first_line(error)}"
+            logger.warning("%s", self._problem)
         finally:
             self._starting = False
 
@@ -79,7 +92,7 @@ class RayCluster:
             self._client, self.address = JobSubmissionClient(self._given), self._given
             return
         started = _read(self._file)
-        if started is None or not _answers(started["dashboard"]):
+        if started is None or not _is_alive(started):
             started = _start(self._file.parent)
             write_atomic(self._file, json.dumps(started))
         self._client = JobSubmissionClient(started["dashboard"])
@@ -186,6 +199,14 @@ def _start(private: Path) -> dict[str, Any]:
     return {"address": f"127.0.0.1:{gcs}", "dashboard": url, "pid": process.pid, "temporary": temporary}
 
 
+def _is_alive(started: Mapping[str, Any]) -> bool:
+    """Whether the Ray that was started still runs; one that is only slow to answer must not get a second beside it."""
+    try:
+        return "start" in psutil.Process(int(started["pid"])).cmdline()
+    except (psutil.Error, ValueError):
+        return False
+
+
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
@@ -213,7 +234,7 @@ def _read(file: Path) -> dict[str, Any] | None:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"address", "dashboard"} <= found.keys() else None
+    return found if isinstance(found, dict) and {"address", "dashboard", "pid"} <= found.keys() else None
 
 
 def _first_line(error: BaseException) -> str:
