@@ -88,6 +88,6 @@ function Tokens({ sample, page, at }) {
   const values = data.kl || data.logprobs.map((value) => -value);
   const what = data.kl ? "KL against the reference" : "surprise (−log-probability); the reference's are not recorded";
   const pieces = data.pieces || data.tokens.map((token) => `${token} `);
-  return html`<div class="tokens text" tabindex="0" aria-label="Tokens, tinted by ${what}">${pieces.map((piece, i) => html`<span class=${shade(values[i])} title="${number(values[i])} nats, log-probability ${number(data.logprobs[i])}">${piece}</span>`)}</div>
+  return html`<div class="tokens text" tabindex="0" aria-label="Tokens, tinted by ${what}">${pieces.map((piece, i) => html`<span class=${shade(values[i])} title="${number(values[i])} nats, log-probability ${number(data.logprobs[i])}">${piece || "·"}</span>`)}</div>
     <p class="small muted">Tinted by ${what}; hover for the number.</p>`;
 }
