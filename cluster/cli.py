@@ -190,6 +190,22 @@ def serve(
 
 
 @app.command()
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", show_default=False, help="Ray's dashboard; else RAY_ADDRESS.")
+    ] = None,
+    follow: Annotated[bool, typer.Option(help="Show the run's output until it ends; exit as it does.")] = False,
+) -> None:
+    """Start a run on a cluster through the Ray Jobs API; its files must be where the cluster can read them."""
+    from cluster.config import load_config
+    from cluster.submit import submit as submit_run
+
+    raise typer.Exit(submit_run(load_config(config, overrides or []), address=address, follow=follow))
+
+
+@app.command()
 def demo(
     root: Root = Path("runs"),
     prepare: Annotated[bool, typer.Option("--prepare", help="Only make the models and prompts.")] = False,
@@ -243,6 +259,17 @@ def runs_show(
     from cluster.cli_runs import run_table
 
     _print_table(run_table(found))
+
+
+@runs_app.command("stop")
+def runs_stop(
+    run_id: Annotated[str, typer.Argument(metavar="ID", show_default=False, help="The run's id, or its beginning.")],
+    root: Root = Path("runs"),
+) -> None:
+    """Have a run save a checkpoint and end, whoever started it."""
+    from cluster.submit import stop
+
+    typer.echo(stop(root, run_id))
 
 
 def main() -> None:

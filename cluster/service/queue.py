@@ -28,6 +28,7 @@ from cluster.service.run_view import (
     Runs,
     interrupt,
     is_held,
+    not_started,
     read_job,
     record_or_none,
     vanished,
@@ -39,7 +40,6 @@ from trainers.errors import UserError
 logger = logging.getLogger(__name__)
 
 POLL_S: Final = 1.0
-_TAIL: Final = 2000  # characters of a log that an error shows
 _SETTLED: Final[Mapping[Asked, Literal["paused", "stopped"]]] = {"pause": "paused", "stop": "stopped"}
 
 
@@ -62,7 +62,7 @@ class Queue:
             try:
                 async with self._changing:
                     await self._look_after()
-            except Exception:  # noqa: BLE001 - the named boundary: the queue must go on, and the log says what was wrong
+            except Exception:
                 logger.exception("the queue could not look after its runs; it tries again")
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
@@ -155,9 +155,7 @@ class Queue:
             return
         error = vanished(directory)
         if directory.record().state == "queued":
-            error = RunError(
-                role="driver", phase="start", type="NotStarted", message=_last_words(directory), log=error.log
-            )
+            error = not_started(directory)
         self._end(directory, "failed", error)
 
     def _end(
@@ -257,11 +255,3 @@ def placed(run: Run, waiting: Mapping[str, QueuePlace]) -> Run:
 def _cannot(what: Asked, run: Run) -> str:
     state = "stopping" if run.stopping else run.state
     return f"a run that is {state} cannot be {'paused' if what == 'pause' else 'stopped'}"
-
-
-def _last_words(directory: RunDirectory) -> str:
-    try:
-        text = (directory.logs / "driver.log").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        text = ""
-    return text[-_TAIL:] or "its process ended before the run began, and wrote nothing"

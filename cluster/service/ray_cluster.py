@@ -58,7 +58,9 @@ class ClusterStatus:
 class RayCluster:
     """Jobs and resources of one cluster. Blocking calls run in threads; each has a deadline."""
 
-    def __init__(self, private: Path, address: str | None) -> None:
+    def __init__(self, private: Path, address: str | None, *, start: bool = True) -> None:
+        """The cluster at `address`; without one that which a service started before, or (`start`) a new one."""
+        self._start_one = start
         self._file = private / "ray.json"
         self._given = address
         self.address: str | None = None
@@ -85,7 +87,7 @@ class RayCluster:
             self._starting = False
 
     def _connect(self) -> None:
-        _use_rays_token(make=self._given is None)
+        _use_rays_token(make=self._given is None and self._start_one)
         from ray.job_submission import JobSubmissionClient  # not before the token is known
 
         if self._given is not None:
@@ -93,10 +95,17 @@ class RayCluster:
             return
         started = _read(self._file)
         if started is None or not _is_alive(started):
+            if not self._start_one:
+                raise RuntimeError("give --address, set RAY_ADDRESS, or start `rlhf serve` with the same root")
             started = _start(self._file.parent)
             write_atomic(self._file, json.dumps(started))
         self._client = JobSubmissionClient(started["dashboard"])
         self.address = str(started["address"])
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no cluster; None where there is one."""
+        return None if self._client is not None else self._problem
 
     async def status(self) -> ClusterStatus:
         """Nodes and resources now."""

@@ -32,6 +32,7 @@ Asked: TypeAlias = Literal["stop", "pause"]
 
 ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 RunId: TypeAlias = Annotated[str, InPath(pattern=f"^{ID}$")]
+_TAIL = 2000  # characters of a log that an error shows
 _JOB = "job.json"
 _HOLDER = re.compile(r"process (\d+) on (.+)")
 _GOING = ("queued", "running")
@@ -167,6 +168,17 @@ def vanished(directory: RunDirectory) -> RunError:
         message=f"its process is gone without a word (killed, out of memory, the machine went down?); {advice}",
         log=str(log) if log.is_file() else None,
     )
+
+
+def not_started(directory: RunDirectory) -> RunError:
+    """The error of a run whose process ended before the run began: the end of what it wrote."""
+    log = directory.logs / "driver.log"
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        text = ""
+    message = text[-_TAIL:] or "its process ended before the run began, and wrote nothing"
+    return RunError(role="driver", phase="start", type="NotStarted", message=message, log=str(log) if text else None)
 
 
 def interrupt(directory: RunDirectory) -> bool:

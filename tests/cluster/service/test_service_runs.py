@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from served import TREE, serving
 from starlette.testclient import TestClient
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from cluster.recorder import Recorder, RolloutRow
 from cluster.run_directory import RunDirectory, RunError
@@ -304,6 +306,28 @@ def test_tokens_of_a_sample(client: TestClient, sampled: str) -> None:
     assert client.get(f"{sampled}/tokens", params={"step": 9, "sample": "a/0"}).status_code == 404
 
 
+def test_pieces_join_to_the_text_also_where_a_character_is_many_tokens(
+    client: TestClient, make_run: MakeRun, settings: Settings
+) -> None:
+    """A byte-level tokenizer: an emoji is four tokens, of which the last one carries it."""
+    folder = settings.model_roots[0] / "policy"
+    folder.mkdir()
+    tokenizer = Tokenizer(
+        models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    text = "a größ 😀!"
+    ids = np.array(tokenizer.encode(text).ids, np.int32)
+    run = make_run(policy={"model": str(folder)})
+    row_of = row(1, "x", 0, completion=text)
+    sample = replace(row_of, tokens=ids, logprobs=np.zeros(len(ids), np.float32))
+    Recorder(run.path, tensorboard=False).rollouts(1, [sample])
+    found = client.get(f"/api/v1/runs/{run.path.name}/samples/tokens", params={"step": 1, "sample": "x"}).json()
+    assert found["pieces"] == ["a", " ", "g", "r", "", "ö", "", "ß", " ", "", "", "", "😀", "!"]
+
+
 def test_logs(client: TestClient, make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run()
     (run.logs / "driver.log").write_text("".join(f"line {i}\n" for i in range(10)))
@@ -347,8 +371,6 @@ def test_the_model_as_an_archive(client: TestClient, make_run: MakeRun, tmp_path
 
 
 def test_a_ticket_downloads_once(settings: Settings, make_run: MakeRun) -> None:
-    from dataclasses import replace
-
     from cluster.service.security import sha256
 
     run = make_run()
