@@ -34,8 +34,9 @@ function rewards(series) {
 }
 
 function held(series) {
-  return Object.keys(series).filter((key) => key.startsWith("eval/")).map((key, colour) => ({ label: key.slice("eval/".length).replace("reward_mean", "trained on"), values: series[key], points: true, colour }))
-    .filter((line, i, all) => i === 0 || !line.values.every((value, at) => value === all[0].values[at]));
+  return Object.keys(series).filter((key) => key.startsWith("eval/")).map((key) => ({ label: key.slice("eval/".length).replace("reward_mean", "trained on"), values: series[key], points: true }))
+    .filter((line, i, all) => i === 0 || !line.values.every((value, at) => value === all[0].values[at]))
+    .map((line, colour) => ({ ...line, colour }));
 }
 
 export function Curves({ columns, run }) {
