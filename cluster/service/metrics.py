@@ -14,9 +14,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import orjson
+
 from cluster.files import RunDirectoryError
 
-_KEPT = 8  # files held in memory
+_MOST_ROWS = 200_000  # steps held in memory, of all files together; the last file stays whatever it holds
 
 
 @dataclass(slots=True)
@@ -51,7 +53,7 @@ class MetricsReader:
             if status.st_size > file.offset:
                 _read_on(file, path)
             self._files[path] = file
-            while len(self._files) > _KEPT:
+            while len(self._files) > 1 and sum(len(kept.rows) for kept in self._files.values()) > _MOST_ROWS:
                 self._files.popitem(last=False)
             return list(file.rows)
 
@@ -64,12 +66,19 @@ def _read_on(file: _File, path: Path) -> None:
     for raw in whole.splitlines():
         file.lines += 1
         try:
-            row = json.loads(raw, parse_constant=_nothing)
+            row = _parse(raw)
             row["step"] = int(row["step"])
         except (ValueError, TypeError, KeyError) as error:
             raise RunDirectoryError(f"{path.name}, line {file.lines}: not a step's metrics ({error})") from error
         file.rows.append(row)
     file.offset += len(whole)
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return json.loads(raw, parse_constant=_nothing)
 
 
 def _nothing(_: str) -> None:

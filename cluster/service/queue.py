@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 from cluster.config import RunConfig, parse_config
@@ -52,6 +52,7 @@ class Queue:
         self._at_once = at_once
         self._active: dict[str, Job] = {}
         self._reasons: dict[str, str] = {}
+        self._told: set[str] = set()
         self._changing = asyncio.Lock()
         self._wake = asyncio.Event()
 
@@ -99,7 +100,7 @@ class Queue:
             write_job(directory, job)
             self._active[run.id] = job
             if job.submission is not None:
-                await self._cluster.stop(job.submission)
+                await self._tell(run.id, job)
             else:
                 self._end(directory, _SETTLED[what])
         self._wake.set()
@@ -141,12 +142,21 @@ class Queue:
             elif not is_held(directory):
                 self._end(directory, None)
             return
-        if job.submission is None or is_held(directory):
+        if job.submission is None:
+            return
+        if job.asked is not None:
+            await self._tell(run_id, job)
+        if is_held(directory):
             return
         if await self._cluster.ended(job.submission):
             record = record_or_none(directory)  # it may have written its end just before
             if record is not None and record.state in ("queued", "running"):
                 self._lost(directory, job)
+
+    async def _tell(self, run_id: str, job: Job) -> None:
+        """Have Ray ask the run's process to stop, once; where Ray does not answer it is tried again."""
+        if run_id not in self._told and job.submission is not None and await self._cluster.stop(job.submission):
+            self._told.add(run_id)
 
     def _lost(self, directory: RunDirectory, job: Job) -> None:
         """Its process has ended and has not said how."""
@@ -174,6 +184,7 @@ class Queue:
         except (UserError, RunDirectoryError) as problem:
             logger.warning("%s: %s", directory.path.name, problem)
             return  # somebody holds it; looked at again
+        self._told.discard(directory.path.name)
         self._active.pop(directory.path.name, None)
         self._reasons.pop(directory.path.name, None)
 
@@ -185,39 +196,14 @@ class Queue:
             if blocked is not None:
                 self._reasons[run_id] = f"behind {blocked}"
                 continue
-            reason = await asyncio.to_thread(self._obstacle, run_id, status)
+            directories = [RunDirectory(self._runs.root / going) for going in self.going()]
+            directory = RunDirectory(self._runs.root / run_id)
+            reason = await asyncio.to_thread(obstacle, directory, directories, status, at_once=self._at_once)
             if reason is None:
                 reason = await self._submit(run_id, job)
             if reason is not None:
                 self._reasons[run_id] = reason
                 blocked = run_id
-
-    def _obstacle(self, run_id: str, status: ClusterStatus) -> str | None:
-        if status.state != "ready":
-            return status.message or "the cluster is not ready"
-        if is_held(RunDirectory(self._runs.root / run_id)):
-            return "its last process has not ended yet"
-        going = self.going()
-        gpus = status.resources["GPU"].total if "GPU" in status.resources else 0.0
-        most = self._at_once if self._at_once is not None else (None if gpus else 1)
-        if most is not None and len(going) >= most:
-            return f"{most} run{'' if most == 1 else 's'} at a time (rlhf serve --at-once): waits for {going[0]}"
-        needed = self._demand(run_id, gpus=bool(gpus))
-        taken = [self._demand(other, gpus=bool(gpus)) for other in going]
-        for name, amount in needed.items():
-            there = status.resources.get(name)
-            total = there.total if there else 0.0
-            # What has been started may not have taken its place yet, and others use the cluster too.
-            used = max(there.used if there else 0.0, sum(demand.get(name, 0.0) for demand in taken))
-            if amount > total - used:
-                return f"needs {amount:g} {name}s, {max(total - used, 0):g} of {total:g} are free"
-        return None
-
-    def _demand(self, run_id: str, *, gpus: bool) -> dict[str, float]:
-        try:
-            return demand(parse_config(RunDirectory(self._runs.root / run_id).config()), gpus=gpus)
-        except UserError:
-            return {}
 
     async def _submit(self, run_id: str, job: Job) -> str | None:
         """Why it could not be started, or None."""
@@ -235,6 +221,41 @@ class Queue:
         self._active[run_id] = started
         self._reasons.pop(run_id, None)
         return None
+
+
+def obstacle(
+    directory: RunDirectory, going: Sequence[RunDirectory], status: ClusterStatus, *, at_once: int | None
+) -> str | None:
+    """Why a run cannot start beside those that go; None: it can."""
+    if status.state != "ready":
+        return status.message or "the cluster is not ready"
+    if is_held(directory):
+        return "its last process has not ended yet"
+    gpus = status.resources["GPU"].total if "GPU" in status.resources else 0.0
+    most = at_once if at_once is not None else (None if gpus else 1)
+    if most is not None and len(going) >= most:
+        runs = "1 run" if most == 1 else f"{most} runs"
+        return f"{runs} at a time (rlhf serve --at-once): waits for {going[0].path.name}"
+    taken = [_demand_of(other, gpus=bool(gpus)) for other in going]
+    for name, amount in _demand_of(directory, gpus=bool(gpus)).items():
+        there = status.resources.get(name)
+        total, used = (there.total, there.used) if there else (0.0, 0.0)
+        # What has been started may not have taken its place yet, and others use the cluster too.
+        free = max(0.0, total - max(used, sum(needed.get(name, 0.0) for needed in taken)))
+        if amount > free:
+            return f"needs {_plural(amount, name)}, {free:g} of {total:g} {'is' if free == 1 else 'are'} free"
+    return None
+
+
+def _plural(amount: float, name: str) -> str:
+    return f"{amount:g} {name}{'' if amount == 1 else 's'}"
+
+
+def _demand_of(directory: RunDirectory, *, gpus: bool) -> dict[str, float]:
+    try:
+        return demand(parse_config(directory.config()), gpus=gpus)
+    except UserError:
+        return {}
 
 
 def demand(config: RunConfig, *, gpus: bool) -> dict[str, float]:

@@ -10,7 +10,7 @@ import re
 import signal
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import kill
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -78,9 +78,10 @@ class Run(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """The runs under a root."""
+    """The runs under a root; those that have ended are remembered until their files change."""
 
     root: Path
+    _ended: dict[str, tuple[object, Run]] = field(default_factory=dict, repr=False, compare=False)
 
     def directory(self, run_id: str) -> RunDirectory:
         """The directory of exactly this run. Raises ApiError 404."""
@@ -97,8 +98,24 @@ class Runs:
         )
 
     def show(self, run_id: str) -> Run:
-        """One run as it is now. Raises ApiError 404."""
-        return view(self.directory(run_id))
+        """One run as it is now, not to be changed. Raises ApiError 404."""
+        directory = self.directory(run_id)
+        files = (_identity(directory.path / "run.json"), _identity(directory.path / _JOB))
+        known = self._ended.get(run_id)
+        if known is not None and known[0] == files:
+            return known[1]
+        run = view(directory)
+        if run.state in ("succeeded", "failed", "stopped") and run.ended is not None:
+            self._ended[run_id] = files, run
+        return run
+
+
+def _identity(file: Path) -> tuple[int, int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def view(directory: RunDirectory) -> Run:
