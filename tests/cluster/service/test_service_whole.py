@@ -237,3 +237,31 @@ def test_a_run_outlives_the_service_waits_pauses_and_goes_on(service: Service, f
     service.until(going, lambda run: run["state"] == "stopped")
     assert service.client is not None
     assert service.client.delete(f"/runs/{going}", params={"confirm": going}).status_code == 204
+
+
+def test_a_run_of_the_command_line_is_shown_followed_and_stopped(
+    service: Service, finished: str, config: dict[str, Any]
+) -> None:
+    """`rlhf submit` finds the Ray of the service by the root; `rlhf runs stop` stops what it started."""
+    tree = {**config, "name": "cli", "root": str(service.path / "runs"), "train": {**config["train"], "steps": 5000}}
+    (service.path / "cli.yaml").write_text(json.dumps(tree))  # JSON is YAML
+    with (service.path / "cli.out").open("w") as output:
+        command = [RLHF, "submit", "cli.yaml", "--follow"]
+        submitted = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=service.path)
+    try:
+        deadline = time.monotonic() + LONGEST_S
+        while not (found := [run["id"] for run in service.get("/runs", q="cli")["runs"]]):
+            assert submitted.poll() is None, (service.path / "cli.out").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        service.until(found[0], lambda run: run["step"] >= 1)
+        done = subprocess.run(
+            [RLHF, "runs", "stop", found[0]], cwd=service.path, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert service.until(found[0], lambda run: run["state"] == "stopped")["step"] >= 1
+        assert submitted.wait(timeout=120) == 130
+        assert "step 1/5000" in (service.path / "cli.out").read_text()
+    finally:
+        submitted.kill()
+        submitted.wait()
