@@ -90,6 +90,7 @@ class Service:
         self.keys: dict[str, str] = {}
         self.bodies: list[tuple[str, Any]] = []  # of what was posted
         self.error_of_next_run: dict[str, Any] | None = None
+        self.upload_limit = 10 * 2**30  # bytes
         self.schema: Any = run_schema().root  # tests put another one here
         self.lock = threading.RLock()
 
@@ -263,7 +264,7 @@ def get(service: Service, parts: list[str], query: dict[str, list[str]]) -> Any:
             "root": "/srv/runs",
             "model_roots": ["/srv/models"],
             "data_roots": [],
-            "upload_limit_bytes": 10 * 2**30,
+            "upload_limit_bytes": service.upload_limit,
             "at_once": 1,
             "reward_functions": [{"path": JUDGE, "name": "correct", "doc": "1 where the answer is right."}],
             "chat": True,

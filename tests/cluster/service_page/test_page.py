@@ -86,6 +86,30 @@ def test_a_file_that_is_not_ready(browse: Open, tmp_path: Path, content: str, ve
     expect(page.get_by_label("The dataset")).to_contain_text(advice)
 
 
+def test_a_file_is_dropped(browse: Open) -> None:
+    page = browse().open("#/new/data")
+    target = page.get_by_role("region", name="Upload prompts")
+    expect(target).to_be_visible()
+    transfer = page.evaluate_handle(
+        """(text) => { const data = new DataTransfer();
+          data.items.add(new File([text], "dropped.jsonl")); return data; }""",
+        PROMPTS,
+    )
+    target.dispatch_event("dragover", {"dataTransfer": transfer})
+    expect(target).to_have_class(re.compile("over"))
+    target.dispatch_event("drop", {"dataTransfer": transfer})
+    expect(page.get_by_role("heading", name="RLHF Online, 30 prompts, ready")).to_be_visible()
+    expect(page.get_by_text("dropped.jsonl").first).to_be_visible()
+
+
+def test_a_file_that_is_too_large_is_not_sent(browse: Open, service: Service, tmp_path: Path) -> None:
+    service.upload_limit = 100
+    page = browse().open("#/new/data")
+    upload(page, file(tmp_path, "large.jsonl", PROMPTS))
+    expect(page.get_by_role("alert")).to_contain_text("large.jsonl has 1.1 KiB, the limit is 100 B")
+    assert service.datasets == {}
+
+
 def test_responses_can_be_left_out(browse: Open, tmp_path: Path) -> None:
     page = browse().open("#/new/data")
     upload(page, file(tmp_path, "sft.jsonl", '{"prompt": "a", "response": "b"}\n'))

@@ -44,7 +44,7 @@ export function Chat({ id }) {
   };
   const keys = (e) => { if (e.key === "Enter" && !e.shiftKey && !e.isComposing) send(e); };
   return html`<div class="stack">
-    <div class="sides">${SIDES.map(([who, title]) => html`<section class="card stack" aria-label=${title} aria-live="polite"><h3>${title}</h3>
+    <div class="sides">${SIDES.map(([who, title]) => html`<section class="card stack" aria-label=${title} aria-live="polite"><h2 class="minor">${title}</h2>
       ${talks[who].length ? html`<${Talk} messages=${talks[who]} />` : html`<p class="muted">Ask something below; both answer.</p>`}</section>`)}</div>
     ${error && html`<${Failure} error=${error} />`}
     <form class="card stack" onSubmit=${send}>

@@ -6,6 +6,7 @@ import { useResource, useSettled } from "../hooks.js";
 import { Button, Empty, Failure, Loading, Talk } from "../ui.js";
 
 const PAGE = 48;
+const MOST = 1000; // that the server gives at once
 const SHADES = [0.05, 0.2, 0.6, 1.5]; // nats from which a token is tinted, and more so
 
 export function Samples({ id, known, query }) {
@@ -41,7 +42,7 @@ export function Samples({ id, known, query }) {
     ${!steps.length && html`<${Empty} title="None of this kind" />`}
     ${page && steps.length > 0 && html`<p class="small muted" role="status">${number(page.total)} answers of ${page.kind === "eval" ? "the evaluation at " : ""}step ${number(page.step)}</p>
       ${page.samples.length === 0 ? html`<${Empty} title="Nothing fits"><p>No prompt and no answer holds this text.</p><//>` : html`<${Groups} page=${page} at=${at} grouped=${sort === "group"} marked=${marked} />`}
-      ${page.total > page.samples.length && html`<div class="row"><${Button} disabled=${loading} onClick=${() => setShown(Math.min(shown + PAGE, 500))}>Show more<//><span class="small muted">${page.samples.length} of ${number(page.total)}</span></div>`}`}
+      ${page.total > page.samples.length && html`<div class="row">${shown < MOST && html`<${Button} disabled=${loading} onClick=${() => setShown(Math.min(shown + PAGE, MOST))}>Show more<//>`}<span class="small muted">${page.samples.length} of ${number(page.total)}${shown < MOST ? "" : "; search or sort to see others"}</span></div>`}`}
   </div>`;
 }
 

@@ -105,12 +105,12 @@ function Side({ details, columns }) {
   const total = phases.reduce((sum, [, s]) => sum + s, 0);
   const versions = Object.entries(details.run.versions || {});
   return html`<aside class="stack" aria-label="About the run">
-    ${total > 0 && html`<section class="card tightly stack tight"><h3>The last step, ${duration(total)}</h3>
+    ${total > 0 && html`<section class="card tightly stack tight"><h2 class="minor">The last step, ${duration(total)}</h2>
       <div class="phases" role="img" aria-label=${phases.map(([name, s]) => `${name} ${duration(s)}`).join(", ")}>${phases.map(([, s], i) => html`<span class="b${i + 1}" style=${{ flexGrow: s, flexBasis: 0 }}></span>`)}</div>
       <dl class="facts small">${phases.map(([name, s], i) => html`<dt><span class="key"><span class="dot b${i + 1}"></span> ${name}</span></dt><dd>${duration(s)} · ${percent(s / total)}</dd>`)}</dl></section>`}
-    <section class="card tightly stack tight"><h3>Checkpoints</h3>${details.checkpoints.length ? html`<dl class="facts small">${details.checkpoints.slice(-8).reverse().map((one) => html`<dt>step ${number(one.step)}</dt><dd>${bytes(one.bytes)}</dd>`)}</dl>` : html`<p class="small muted">None yet.</p>`}
+    <section class="card tightly stack tight"><h2 class="minor">Checkpoints</h2>${details.checkpoints.length ? html`<dl class="facts small">${details.checkpoints.slice(-8).reverse().map((one) => html`<dt>step ${number(one.step)}</dt><dd>${bytes(one.bytes)}</dd>`)}</dl>` : html`<p class="small muted">None yet.</p>`}
       ${details.model && html`<p class="small">The model: ${count(details.model.files, "file")}, ${bytes(details.model.bytes)}</p>`}</section>
-    <section class="card tightly stack tight"><h3>Where it lies</h3><p class="small mono muted error-words">${details.path}</p></section>
+    <section class="card tightly stack tight"><h2 class="minor">Where it lies</h2><p class="small mono muted error-words">${details.path}</p></section>
     ${versions.length > 0 && html`<section class="card tightly"><details><summary>Versions</summary><dl class="facts small">${versions.map(([name, v]) => html`<dt>${name}</dt><dd>${v}</dd>`)}</dl></details></section>`}
   </aside>`;
 }
