@@ -7,10 +7,12 @@ away takes nothing of the service with it. Ray's own token, where there is one, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -202,7 +204,8 @@ def _start(private: Path) -> dict[str, Any]:
     deadline = time.monotonic() + START_S
     while not _answers(url):
         if process.poll() is not None or time.monotonic() > deadline:
-            process.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             raise RuntimeError(f"Ray did not start; {private / 'ray.log'} says why")
         time.sleep(_POLL_S)
     return {"address": f"127.0.0.1:{gcs}", "dashboard": url, "pid": process.pid, "temporary": temporary}

@@ -114,8 +114,7 @@ class Guard:
 
     def _check_host(self, headers: Headers) -> None:
         """Without a token, names that a foreign DNS server could point here are refused (DNS rebinding)."""
-        host = (urlsplit(f"//{headers.get('host', '')}").hostname or "") if _is_host(headers.get("host", "")) else ""
-        if self._token is None and host not in ("localhost", "127.0.0.1", "::1"):
+        if self._token is None and _hostname(headers.get("host", "")) not in ("localhost", "127.0.0.1", "::1"):
             raise ApiError(400, "bad_host", "this service answers to localhost and 127.0.0.1 only")
 
     def _check_token(self, scope: Scope, headers: Headers) -> None:
@@ -147,12 +146,12 @@ def sha256(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
-def _is_host(host: str) -> bool:
+def _hostname(host: str) -> str | None:
+    """The name in a Host header, without its port."""
     try:
-        urlsplit(f"//{host}")
+        return urlsplit(f"//{host}").hostname
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _is_upload(scope: Scope) -> bool:

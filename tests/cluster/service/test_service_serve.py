@@ -15,7 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
+from served import TREE
 
+from cluster.config import parse_config
+from cluster.run_directory import RunDirectory
 from cluster.service.serve import ServeOptions, make_settings, new_token
 from trainers.errors import UserError
 
@@ -71,14 +74,15 @@ def test_with_a_token_it_serves_them(start: Any) -> None:
 
 
 def test_it_ends_when_asked_to_also_with_open_events(start: Any, tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "runs", "run", parse_config(TREE))
     process = start("--port", "0")
     url = address(process)
-    assert httpx.get(f"{url}/api/v1/health").json()["status"] == "ok"
     assert "server" not in httpx.get(f"{url}/api/v1/health").headers
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    with httpx.stream("GET", f"{url}/api/v1/runs/{run.path.name}/events", timeout=30) as events:
+        assert next(events.iter_lines()) == "event: run"
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
     assert process.returncode in (0, -signal.SIGTERM)
-    assert [entry.name for entry in (tmp_path / "runs").iterdir()] == [".service"]
 
 
 def test_a_port_in_use_is_said(start: Any) -> None:
