@@ -342,6 +342,24 @@ def test_a_real_run_with_too_high_a_learning_rate() -> None:
     assert changes(finding) == {"algorithm.kl.coef": 0.05, "train.learning_rate": 5e-07}
 
 
+def test_a_real_run_that_hacked_its_reward() -> None:
+    """Trained on the number of nines in the answer, correctness only watched, 2e-4, KL coefficient 0.001.
+
+    In 30 steps every answer is nines up to the limit: reward 0.3 to 8, correct 0.5 to 0, KL 5.7 nats per token.
+    """
+    found = {finding.rule: finding for finding in diagnose(real("hacked"), config(coef=0.001))}
+    assert {rule: finding.severity for rule, finding in found.items()} == {
+        "reward_hacking": "critical",
+        "kl_range": "critical",
+        "truncation": "critical",
+        "mode_collapse": "warning",
+        "too_little_signal": "warning",
+    }
+    assert "the watched reward correct fell from 0.148 to 0" in found["reward_hacking"].explanation
+    assert changes(found["truncation"]) == {"algorithm.kl.coef": 0.05}, "more room would only make more nines"
+    assert "solved" not in found["too_little_signal"].explanation
+
+
 def test_findings_are_plain_values() -> None:
     curves = healthy(0)
     hacked(curves)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cluster.service.doctor.finding import Change, Curve, Finding, Remedy, SampleEvidence
 from cluster.service.doctor.patient import Patient
-from cluster.service.doctor.reward_rules import FALL_OF_WATCHED, RISE_IN_STDS
+from cluster.service.doctor.reward_rules import KL_HIGH, learned
 from cluster.service.doctor.series import Series, spikes
 
 GRAD_SPIKE = 5.0  # × the neighbours' median: heavy-tailed but healthy gradient norms stay below about 3
@@ -21,7 +21,6 @@ IDLE_GROUPS = 0.5  # half of the groups give one answer's worth of information
 IDLE_RISE = 0.3  # and it was not so from the start
 COLLAPSED_GROUPS = 0.8  # from here on hardly anything is learned
 DISTINCT_LEFT = 0.5  # distinct answers in a group fell to half of what they were
-KL_HIGH = 0.5  # nats per token; RLHF runs end at 0.01 to 0.2, short answers at a little more
 KL_VERY_HIGH = 1.5  # e^1.5: the reference gives each token less than a quarter of the policy's probability
 KL_NEGATIVE = -0.01  # a divergence is ≥ 0; noise of its estimate is smaller
 KL_OFF_TARGET = 2.0  # × the target, either way: the controller moves the coefficient slowly, but not that slowly
@@ -80,7 +79,7 @@ def mode_collapse(patient: Patient) -> list[Finding]:
     idler = len(idle) > 0 and idle.late >= IDLE_GROUPS and idle.rose(at_least=IDLE_RISE)
     if not (alike or idler):
         return []
-    learned = _learned(patient)
+    solved = learned(patient)
     hopeless = idler and idle.late >= COLLAPSED_GROUPS
     words = [f"the entropy fell from {entropy.early:.3g} to {entropy.late:.3g} nats"]
     curves = [entropy.curve("falls")]
@@ -94,9 +93,9 @@ def mode_collapse(patient: Patient) -> list[Finding]:
     return [
         Finding(
             rule="mode_collapse",
-            severity="info" if learned else "critical" if hopeless else "warning",
+            severity="info" if solved else "critical" if hopeless else "warning",
             title="Answers have become alike",
-            explanation=f"{'; '.join(words)}.{close if learned else ''}".capitalize(),
+            explanation=f"{'; '.join(words)}.{close if solved else ''}".capitalize(),
             remedy=Remedy(
                 "Raise the temperature and the KL coefficient, let rare tokens gain more (`clip_high` 0.28), and give "
                 "more diverse prompts. A checkpoint from before the fall is the better start.",
@@ -110,14 +109,6 @@ def mode_collapse(patient: Patient) -> list[Finding]:
             else (),
         )
     ]
-
-
-def _learned(patient: Patient) -> bool:
-    """Whether the trained reward rose and no watched one fell."""
-    reward, std = patient.curve("reward/mean"), patient.curve("reward/std")
-    rose = len(reward) > 0 and reward.rose(at_least=RISE_IN_STDS * (std.early if len(std) else 0.0))
-    watched = [patient.curve(f"reward/{name}") for name in patient.watched()]
-    return rose and not any(len(w) and w.fell(at_least=FALL_OF_WATCHED * abs(w.early)) for w in watched)
 
 
 def kl_range(patient: Patient) -> list[Finding]:

@@ -17,6 +17,7 @@ FALL_OF_WATCHED = 0.1  # of its early value: less is what another draw of prompt
 LENGTH_FACTOR = 1.5  # answers half as long again, or two thirds as long: reasoning may do so, so KL must grow too
 LOOPING_RISE = 0.1  # one answer in ten more repeats itself: far beyond what healthy models do (about none)
 KL_GROWTH = 1.25  # the last quarter against the middle: a healthy run's KL has levelled off by then
+KL_HIGH = 0.5  # nats per token; RLHF runs end at 0.01 to 0.2, short answers at a little more
 KL_FLOOR = 0.02  # nats per token: below it the policy writes what the reference writes
 FLAT_STEPS = 40  # slow rewards need tens of steps; fewer would accuse runs that have only begun
 HARDLY_MOVED = 1e-3  # nats per token after FLAT_STEPS: e^0.001, one token in a thousand differs
@@ -39,9 +40,10 @@ def reward_hacking(patient: Patient) -> list[Finding]:
     grows = _grows(kl)
     if signs.length_only and not grows:
         return []
-    severity: Severity = "critical" if signs.watched and grows else "warning"
+    far = len(kl) > 0 and kl.late >= KL_HIGH
+    severity: Severity = "critical" if signs.watched and (grows or far) else "warning"
     curves = (reward.curve("the reward that is trained on rises"), *signs.curves)
-    growth = " and the policy keeps moving away from where it began" if grows else ""
+    growth = ", and the policy moves away from where it began" if grows or far else ""
     changes = patient.raised_kl()
     return [
         Finding(
@@ -55,7 +57,7 @@ def reward_hacking(patient: Patient) -> list[Finding]:
                 "use more diverse prompts, and train on what was only watched by giving it a weight.",
                 changes,
             ),
-            curves=(*curves, kl.curve("the distance from the reference grows")) if grows else curves,
+            curves=(*curves, kl.curve("the distance from the reference")) if grows or far else curves,
             samples=signs.samples,
         )
     ]
@@ -104,6 +106,13 @@ def _sample_spread(patient: Patient) -> float:
 
 def _grows(kl: Series) -> bool:
     return kl.long_enough and kl.late > KL_FLOOR and kl.late > KL_GROWTH * kl.middle and kl.rose(at_least=0.0)
+
+
+def learned(patient: Patient) -> bool:
+    """Whether the trained reward rose and no watched one fell: what is hoped for."""
+    reward = patient.curve("reward/mean")
+    rose = len(reward) > 0 and reward.rose(at_least=RISE_IN_STDS * _sample_spread(patient)) and reward.shift > 0
+    return rose and not _signs(patient).watched
 
 
 def no_improvement(patient: Patient) -> list[Finding]:
@@ -166,8 +175,7 @@ def too_little_signal(patient: Patient) -> list[Finding]:
     idle = patient.curve("advantage/zero_groups")
     if not idle.long_enough or idle.late < IDLE_GROUPS:
         return []
-    reward = patient.curve("reward/mean")
-    solved = len(reward) > 0 and reward.rose(at_least=RISE_IN_STDS * _sample_spread(patient))
+    solved = learned(patient)
     meaning = (
         "The reward has risen: the prompts are probably solved, more steps on them bring little."
         if solved

@@ -11,6 +11,7 @@ from cluster.service.doctor.patient import Patient
 from cluster.service.doctor.series import SHORTEST_WINDOW
 
 TRUNCATED = 0.2  # one answer in five has no end: rewards then judge fragments
+FORMERLY = 0.05  # below it answers had room enough at first: they grew into the limit
 MOSTLY_TRUNCATED = 0.5  # the reward's mean is that of fragments
 GAP_OF_LIMIT = 0.5  # half of the difference that stops the run (sync.max_logprob_gap)
 GAP_GROWTH = 10.0  # × the early mean gap: rounding does not grow with training by an order of magnitude
@@ -24,6 +25,16 @@ def truncation(patient: Patient) -> list[Finding]:
         return []
     last = patient.samples[-1] if patient.samples else None
     longest = patient.setting("sampling.max_tokens")
+    grew = cut.long_enough and cut.early <= FORMERLY
+    remedy = (
+        Remedy(
+            "At first they had room enough, so they grew: look at the reward, does it like length? A higher KL "
+            "coefficient holds them.",
+            patient.raised_kl(),
+        )
+        if grew
+        else Remedy("Allow longer answers if the model's context has room.", patient.scaled("sampling.max_tokens", 2))
+    )
     return [
         Finding(
             rule="truncation",
@@ -32,11 +43,7 @@ def truncation(patient: Patient) -> list[Finding]:
             explanation=f"{cut.late:.0%} of the answers reach the limit"
             + (f" of {longest} tokens" if longest else "")
             + " before they end. The reward judges fragments, and the policy never learns to stop.",
-            remedy=Remedy(
-                "Allow longer answers if the model's context has room. If answers grow without need, look at the "
-                "reward: does it like length?",
-                patient.scaled("sampling.max_tokens", 2),
-            ),
+            remedy=remedy,
             curves=(cut.curve("share of answers that are cut off"),),
             samples=tuple(SampleEvidence(last.step, one, "cut off") for one in last.truncated) if last else (),
         )
