@@ -327,6 +327,8 @@ def _run(service: Service, run_id: str, rest: list[str], query: dict[str, list[s
         rows = [row for row in held["metrics"] if row["step"] > int(query.get("since", ["0"])[0])]
         if query.get("format") != ["columns"]:
             return {"metrics": rows, "last": held["run"]["step"], "total": len(rows)}
+        stride = max(1, -(-len(rows) // int(query.get("points", ["100000"])[0])))
+        rows = rows[(len(rows) - 1) % stride :: stride]
         keys = query.get("keys") or sorted({key for row in rows for key in row} - {"step", "time"})
         series = {key: [row.get(key) for row in rows] for key in keys}
         return {"step": [row["step"] for row in rows], "series": series, "last": None, "total": len(rows)}

@@ -152,6 +152,20 @@ def test_a_hundred_thousand_points_are_thinned_quickly_and_keep_their_peaks(brow
     assert ms < 200
 
 
+def test_a_run_of_many_steps(browse: Open, service: Service) -> None:
+    rows = [{"step": step, "reward/mean": step / 5000, "kl/mean": 0.1} for step in range(1, 5001)]
+    service.add_run("20260131-8-long", rows, "succeeded")
+    watched = browse()
+    page = watched.open("#/runs/20260131-8-long")
+    expect(
+        page.get_by_role("img", name=re.compile(r"^Reward, \d+ points to step 5000\. trained on: last 1,"))
+    ).to_be_visible()
+    page = watched.open("#/runs/20260131-8-long/samples")
+    page.get_by_label("Step", exact=True).fill("1234")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("24 answers of step 1,234")).to_be_visible()
+
+
 def test_it_loads_in_under_a_second(browse: Open, server: StandIn) -> None:
     """From the request to the drawn view; files come from loopback, and none from anywhere else."""
     page = browse().open()

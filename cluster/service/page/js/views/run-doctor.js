@@ -2,31 +2,36 @@
 import { request } from "../api.js";
 import { Spark } from "../chart.js";
 import { number } from "../format.js";
-import { html, useEffect, useState } from "../html.js";
+import { html, useEffect, useRef, useState } from "../html.js";
 import { Button, Empty, Failure, Loading, Words } from "../ui.js";
 import { shown } from "../tree.js";
 import { CloneDialog } from "./run-clone.js";
 
 const EVERY = 8000; // ms between two diagnoses while a run goes
 
-/** {list, error}; asked for again as steps come, not more often than `EVERY`. */
+/** {list, error}; asked for again when there are further steps, every `EVERY` ms at most. */
 export function useDiagnosis(id, step, state) {
   const [found, setFound] = useState({ list: null, error: null });
-  const [asked, setAsked] = useState(0);
+  const latest = useRef(step);
+  latest.current = step;
   useEffect(() => {
     const stop = new AbortController();
-    const wait = Math.max(0, asked + EVERY - Date.now());
-    const timer = setTimeout(async () => {
-      setAsked(Date.now());
-      try {
-        const answer = await request(`/runs/${encodeURIComponent(id)}/diagnosis`, { signal: stop.signal });
-        setFound({ list: Array.isArray(answer) ? answer : answer.findings, error: null });
-      } catch (error) {
-        if (error.name !== "AbortError") setFound((old) => ({ ...old, error }));
+    let timer = 0, asked = null;
+    const ask = async () => {
+      if (asked !== latest.current) {
+        asked = latest.current;
+        try {
+          const { findings } = await request(`/runs/${encodeURIComponent(id)}/diagnosis`, { signal: stop.signal });
+          setFound({ list: findings, error: null });
+        } catch (error) {
+          if (error.name !== "AbortError") setFound((old) => ({ ...old, error }));
+        }
       }
-    }, asked ? wait : 0);
-    return () => { clearTimeout(timer); if (wait) stop.abort(); };
-  }, [id, step, state]);
+      if (!stop.signal.aborted) timer = setTimeout(ask, EVERY);
+    };
+    ask();
+    return () => { stop.abort(); clearTimeout(timer); };
+  }, [id, state]);
   return found;
 }
 

@@ -6,6 +6,7 @@ import { useResource, useSettled } from "../hooks.js";
 import { Button, Empty, Failure, Loading, Talk } from "../ui.js";
 
 const PAGE = 48;
+const MOST_OPTIONS = 200; // of a list to choose a step from; beyond, its number is typed
 const MOST = 1000; // that the server gives at once
 const SHADES = [0.05, 0.2, 0.6, 1.5]; // nats from which a token is tinted, and more so
 
@@ -48,8 +49,12 @@ export function Samples({ id, known, query }) {
 
 function StepPicker({ steps, chosen, onPick }) {
   const place = steps.indexOf(chosen);
+  const nearest = (wanted) => steps.reduce((best, one) => (Math.abs(one - wanted) < Math.abs(best - wanted) ? one : best), steps[0]);
+  const pick = (e) => { const wanted = Number(e.target.value); onPick(Number.isFinite(wanted) ? nearest(wanted) : chosen); };
   return html`<div class="row"><${Button} slim disabled=${place <= 0} onClick=${() => onPick(steps[place - 1])} aria-label="Earlier step">‹<//>
-    <label class="check">Step <select class="inline" onChange=${(e) => onPick(Number(e.target.value))}>${steps.map((one) => html`<option value=${one} selected=${one === chosen}>${one}</option>`)}</select></label>
+    <label class="check">Step ${steps.length > MOST_OPTIONS
+      ? html`<input type="text" class="inline short" inputmode="numeric" value=${chosen} onChange=${pick} />`
+      : html`<select class="inline" onChange=${pick}>${steps.map((one) => html`<option value=${one} selected=${one === chosen}>${one}</option>`)}</select>`}</label>
     <${Button} slim disabled=${place < 0 || place >= steps.length - 1} onClick=${() => onPick(steps[place + 1])} aria-label="Later step">›<//></div>`;
 }
 
