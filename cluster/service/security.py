@@ -99,7 +99,9 @@ class Guard:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
-            return  # there are no web sockets
+            else:  # there are no web sockets
+                await send({"type": "websocket.close", "code": 1000})
+            return
         sending = _with_headers(send, scope["path"])
         try:
             headers = Headers(scope=scope)
