@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Open
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 from stand_in import StandIn
 from stand_in_state import Service
 
@@ -23,8 +23,14 @@ def file(tmp_path: Path, name: str, content: str) -> Path:
     return path
 
 
-def upload(page, path: Path) -> None:
+def upload(page: Page, path: Path) -> None:
     page.locator("input[type=file]").set_input_files(path)
+
+
+def drafted(page: Page, section: str, wanted: object) -> None:
+    """Wait until the draft's section is this; it is stored after it is shown."""
+    same = """([name, text]) => JSON.stringify(JSON.parse(sessionStorage.getItem("rlhf-draft")).tree[name]) === text"""
+    page.wait_for_function(same, arg=[section, json.dumps(wanted, separators=(",", ":"))])
 
 
 def test_from_an_upload_to_a_finished_run(browse: Open, service: Service, tmp_path: Path) -> None:
@@ -160,9 +166,25 @@ def test_what_the_schema_offers_is_offered(browse: Open, service: Service) -> No
     page.get_by_label("Lora", exact=True).check()
     page.get_by_label("Lora, r", exact=True).fill("32")
     expect(page.get_by_label("Lora, r", exact=True)).to_have_value("32")
-    draft = json.loads(page.evaluate("sessionStorage.getItem('rlhf-draft')"))["tree"]
-    assert draft["algorithm"] == {"type": "gkd", "teacher": {"model": "/srv/models/teacher"}}
-    assert draft["policy"] == {"train_type": "lora", "lora": {"r": 32}}
+    drafted(page, "algorithm", {"type": "gkd", "teacher": {"model": "/srv/models/teacher"}})
+    drafted(page, "policy", {"train_type": "lora", "lora": {"r": 32}})
+
+
+def test_rewards_of_each_kind(browse: Open) -> None:
+    page = browse().open("#/new/model")
+    page.get_by_role("radio", name=re.compile("helpful-rm")).check()
+    page.get_by_label("Use of correct").select_option("trained")
+    page.get_by_text("A server that scores over HTTP").click()
+    page.get_by_label("Its address").fill("judge")
+    expect(page.get_by_role("alert")).to_contain_text("expected http://")
+    page.get_by_label("Its address").fill("http://judge:8000/score")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    server = {"type": "http", "url": "http://judge:8000/score"}
+    function = {"type": "function", "path": "/srv/rewards/rules.py:correct"}
+    drafted(page, "rewards", [{"type": "model", "model": "/srv/models/helpful-rm"}, function, server])
+    page.get_by_role("radio", name=re.compile("^None")).check()
+    page.get_by_label("Use of correct").select_option("off")
+    drafted(page, "rewards", [server])
 
 
 def test_a_wrong_token(browse: Open, service: Service, runs: dict[str, str]) -> None:

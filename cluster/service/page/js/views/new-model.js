@@ -29,7 +29,7 @@ export function ModelStep({ draft, change, problems, service }) {
       <${Picker} name="reward" title="The reward model" help="It scores every answer; train it on preferences of your own. A sequence classifier with one label."
         models=${found.filter((m) => m.kind === "reward")} value=${judge?.model} onPick=${setJudge} optional
         wrong=${judge ? rewards.flatMap((r, i) => (r === judge ? problemsAt(problems, `rewards.${i}`) : [])) : []} roots=${models.data.roots} />
-      <${Functions} service=${service} rewards=${rewards} onChange=${(next) => change("rewards", next.length ? next : undefined)} />
+      <${OtherJudges} service=${service} rewards=${rewards} problems=${problems} onChange=${(next) => change("rewards", next.length ? next : undefined)} />
       ${models.data.truncated && html`<${Notice}>There are more models than are listed; give the path of one that is missing.<//>`}`}
     <${Foot} next="data" />
   </div>`;
@@ -72,9 +72,8 @@ function Choice({ name, model, checked, onPick }) {
     ${!model.usable && html`<span class="small error-text">${model.problem}</span>`}</span></label>`;
 }
 
-function Functions({ service, rewards, onChange }) {
+function OtherJudges({ service, rewards, problems, onChange }) {
   const offered = service.reward_functions || [];
-  if (!offered.length) return null;
   const role = (path) => {
     const found = rewards.find((reward) => reward.path === path);
     return !found ? "off" : found.weight === 0 ? "watched" : "trained";
@@ -83,10 +82,28 @@ function Functions({ service, rewards, onChange }) {
     const others = rewards.filter((reward) => reward.path !== path);
     onChange(next === "off" ? others : [...others, { type: "function", path, ...(next === "watched" ? { weight: 0 } : {}) }]);
   };
-  return html`<fieldset class="card stack"><legend class="hidden-text">Reward functions</legend>
-    <div><h2>Reward functions</h2><p class="muted">Checks in Python beside the reward model. Watching one that is not trained on shows whether the reward is being exploited.</p></div>
-    <div class="stack tight">${offered.map((one) => html`<div class="row between"><div class="grow"><span class="mono">${one.name}</span><div class="small muted">${one.doc}</div></div>
+  return html`<fieldset class="card stack"><legend class="hidden-text">Further rewards</legend>
+    <div><h2>Further rewards</h2><p class="muted">Beside the reward model, or instead of it. Watching one that is not trained on shows whether the reward is being exploited.</p></div>
+    ${offered.length > 0 && html`<div class="stack tight">${offered.map((one) => html`<div class="row between"><div class="grow"><span class="mono">${one.name}</span><div class="small muted">${one.doc}</div></div>
       <select class="inline" aria-label="Use of ${one.name}" onChange=${(e) => set(one.path, e.target.value)}>
         ${["off", "watched", "trained"].map((option) => html`<option value=${option} selected=${role(one.path) === option}>${{ off: "not used", watched: "watched", trained: "trained on" }[option]}</option>`)}
-      </select></div>`)}</div></fieldset>`;
+      </select></div>`)}</div>`}
+    ${offered.length === 0 && html`<p class="small muted">Functions in Python are offered here when the server allows their files (<code>rlhf serve --reward-files DIR</code>).</p>`}
+    <${HttpJudge} rewards=${rewards} problems=${problems} onChange=${onChange} />
+  </fieldset>`;
+}
+
+function HttpJudge({ rewards, problems, onChange }) {
+  const index = rewards.findIndex((reward) => reward.type === "http");
+  const given = rewards[index];
+  const wrong = given ? problemsAt(problems, `rewards.${index}`) : [];
+  const set = (url) => {
+    const others = rewards.filter((reward) => reward !== given);
+    onChange(url ? [...others, { ...(given || {}), type: "http", url }] : others);
+  };
+  return html`<details open=${Boolean(given)}><summary>A server that scores over HTTP</summary><div class="field"><label for="judge-url">Its address</label>
+    <input id="judge-url" type="text" inputmode="url" autocomplete="off" spellcheck=${false} placeholder="http://judge:8000/score" value=${given?.url || ""} onInput=${(e) => set(e.target.value.trim())}
+      aria-invalid=${wrong.length ? "true" : undefined} aria-describedby="judge-url-hint" />
+    <span id="judge-url-hint" class="hint">POST with prompts, completions and columns; the answer holds a number for each.</span>
+    ${wrong.length > 0 && html`<span class="error" role="alert">${wrong.map((p) => p.message).join("; ")}</span>`}</div></details>`;
 }
