@@ -154,7 +154,8 @@ def actions(run: Run, directory: RunDirectory) -> list[Action]:
         able.append("resume")
     if run.state != "unreadable":
         able.append("clone")
-    if run.state not in _GOING:
+    forsaken = run.state == "queued" and not run.by_service and not is_held(directory)
+    if run.state not in _GOING or forsaken:
         able.append("delete")
     if directory.model.is_dir():
         able += ["chat", "download"]

@@ -385,6 +385,7 @@ def test_a_ticket_downloads_once(settings: Settings, make_run: MakeRun) -> None:
 
 def test_delete_asks_twice_and_not_while_it_waits(client: TestClient, make_run: MakeRun, root: Path) -> None:
     run = make_run()
+    write_job(run, Job(since=1.0))
     path = f"/api/v1/runs/{run.path.name}"
     assert client.delete(path).status_code == 422
     assert client.delete(f"{path}?confirm={run.path.name}").status_code == 409
@@ -392,6 +393,18 @@ def test_delete_asks_twice_and_not_while_it_waits(client: TestClient, make_run: 
     assert client.delete(f"{path}?confirm={run.path.name}").status_code == 204
     assert client.get(path).status_code == 404
     assert [entry.name for entry in root.iterdir() if entry.name != ".service"] == []
+
+
+def test_a_command_that_died_before_its_run_began_leaves_what_can_be_deleted(
+    client: TestClient, make_run: MakeRun, hold: Any
+) -> None:
+    run = make_run()
+    path = f"/api/v1/runs/{run.path.name}"
+    holder = hold(run)
+    assert "delete" not in client.get(path).json()["actions"]
+    holder.kill()
+    holder.wait()
+    assert client.delete(f"{path}?confirm={run.path.name}").status_code == 204
 
 
 def test_what_the_state_forbids(client: TestClient, make_run: MakeRun) -> None:
