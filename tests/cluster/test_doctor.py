@@ -360,6 +360,22 @@ def test_a_real_run_that_hacked_its_reward() -> None:
     assert "solved" not in found["too_little_signal"].explanation
 
 
+def test_a_real_run_that_its_first_step_wrecked() -> None:
+    """2e-2 with four updates a step: a gradient norm of 2430, and from the second step on nonsense.
+
+    Windows cannot see the fall, for all of the early one lies behind it.
+    """
+    found = {finding.rule: finding for finding in diagnose(real("wrecked"), config(coef=0.02))}
+    assert {rule: finding.severity for rule, finding in found.items()} == {
+        "no_improvement": "critical",
+        "kl_range": "critical",
+        "truncation": "critical",
+        "unstable_training": "warning",
+    }
+    assert found["no_improvement"].explanation == "It went from 0.312 to -1.98 over 23 steps."
+    assert found["unstable_training"].explanation.startswith("The gradient norm was 2430 at step 1.")
+
+
 def test_findings_are_plain_values() -> None:
     curves = healthy(0)
     hacked(curves)

@@ -11,6 +11,7 @@ from cluster.service.doctor.reward_rules import KL_HIGH, learned
 from cluster.service.doctor.series import Series, spikes
 
 GRAD_SPIKE = 5.0  # × the neighbours' median: heavy-tailed but healthy gradient norms stay below about 3
+GRAD_HUGE = 50.0  # × the neighbours' median: once is enough, no batch is that strange
 KL_SPIKE = 4.0  # × the neighbours' median
 KL_SPIKE_FLOOR = 0.05  # nats per token: jumps below it change no answer
 SPIKES = 3  # among the last 50 steps: one or two come from a strange batch
@@ -38,7 +39,11 @@ def unstable_training(patient: Patient) -> list[Finding]:
     words, curves = [], []
     changes = slower
     floor = patient.setting("train.max_grad_norm") or 0.0
-    if len(jumps := spikes(grad, factor=GRAD_SPIKE, above=floor)) >= SPIKES:
+    if huge := spikes(grad, factor=GRAD_HUGE, above=10 * floor, recent=len(grad)):
+        largest = max(value for step, value in zip(grad.steps, grad.values, strict=True) if step in huge)
+        words.append(f"the gradient norm was {largest:.4g} at step {huge[0]}")
+        curves.append(grad.at(huge, "a leap"))
+    elif len(jumps := spikes(grad, factor=GRAD_SPIKE, above=floor)) >= SPIKES:
         words.append(f"the gradient norm jumped {len(jumps)} times in the last 50 steps")
         curves.append(grad.at(jumps, "jumps"))
     elif len(grad) and grad.late > floor and grad.rose(at_least=(GRAD_GROWTH - 1) * grad.early) and grad.early > 0:

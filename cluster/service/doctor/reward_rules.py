@@ -19,6 +19,9 @@ LOOPING_RISE = 0.1  # one answer in ten more repeats itself: far beyond what hea
 KL_GROWTH = 1.25  # the last quarter against the middle: a healthy run's KL has levelled off by then
 KL_HIGH = 0.5  # nats per token; RLHF runs end at 0.01 to 0.2, short answers at a little more
 KL_FLOOR = 0.02  # nats per token: below it the policy writes what the reference writes
+LOST_IN_STDS = 0.75  # of the samples' spread below the first step's mean, which is known to a quarter of it or better
+LOST_SAMPLES = 16  # … from so many samples on
+LOST_STEPS = 10  # two of the shortest windows
 FLAT_STEPS = 40  # slow rewards need tens of steps; fewer would accuse runs that have only begun
 HARDLY_MOVED = 1e-3  # nats per token after FLAT_STEPS: e^0.001, one token in a thousand differs
 IDLE_GROUPS = 0.7  # share of groups without any advantage: over two thirds of the generation is thrown away
@@ -118,27 +121,15 @@ def learned(patient: Patient) -> bool:
 def no_improvement(patient: Patient) -> list[Finding]:
     """After `FLAT_STEPS` steps the reward is where it was, or lower; silent where a rule below says why."""
     reward = patient.curve("reward/mean")
+    if _lost_at_once(patient):
+        return [_falling(patient, reward.values[0])]
     if len(reward) < FLAT_STEPS or too_little_signal(patient) or reward_without_spread(patient):
         return []
     if reward.may_rise and reward.shift >= SLOW_RISE_IN_STDS * _sample_spread(patient):
         return []
     kl = patient.curve("kl/mean")
-    falls = reward.fell(at_least=RISE_IN_STDS * _sample_spread(patient)) and reward.shift < 0
-    if falls:
-        return [
-            Finding(
-                rule="no_improvement",
-                severity="critical",
-                title="The reward is falling",
-                explanation=f"It went from {reward.early:.3g} to {reward.late:.3g} over {len(reward)} steps.",
-                remedy=Remedy(
-                    "Lower the learning rate. If it falls again, look at the samples: does the reward prefer the "
-                    "answers that you would?",
-                    patient.scaled("train.learning_rate", 0.5),
-                ),
-                curves=(reward.curve("falls"),),
-            )
-        ]
+    if reward.fell(at_least=RISE_IN_STDS * _sample_spread(patient)) and reward.shift < 0:
+        return [_falling(patient, reward.early)]
     still = len(kl) > 0 and abs(kl.late) < HARDLY_MOVED
     why = (
         f" The policy has hardly moved from its start (KL {kl.late:.2g} nats per token): it learns too slowly."
@@ -168,6 +159,30 @@ def no_improvement(patient: Patient) -> list[Finding]:
             curves=curves,
         )
     ]
+
+
+def _lost_at_once(patient: Patient) -> bool:
+    """Whether the first steps threw away what the policy could do: too fast for windows to see."""
+    reward, std, samples = (patient.curve(key) for key in ("reward/mean", "reward/std", "rollout/samples"))
+    if len(reward) < LOST_STEPS or not len(std) or not len(samples) or samples.values[0] < LOST_SAMPLES:
+        return False
+    return reward.values[0] - reward.late >= LOST_IN_STDS * std.values[0] > 0
+
+
+def _falling(patient: Patient, before: float) -> Finding:
+    reward = patient.curve("reward/mean")
+    return Finding(
+        rule="no_improvement",
+        severity="critical",
+        title="The reward is falling",
+        explanation=f"It went from {before:.3g} to {reward.late:.3g} over {len(reward)} steps.",
+        remedy=Remedy(
+            "Lower the learning rate. If it falls again, look at the samples: does the reward prefer the answers that "
+            "you would?",
+            patient.scaled("train.learning_rate", 0.5),
+        ),
+        curves=(reward.curve("falls"),),
+    )
 
 
 def too_little_signal(patient: Patient) -> list[Finding]:
