@@ -248,11 +248,12 @@ def sampled(make_run: MakeRun) -> str:
     run = make_run()
     recorder = Recorder(run.path, tensorboard=False)
     recorder.rollouts(1, [row(1, "old", 0)])
+    reference = np.array([-0.75, -0.5, -0.25], np.float32)
     recorder.rollouts(
         2,
         [
             row(2, "a/0", 0, reward=0.1, completion="Blue sky", rewards={"judge": 3.0, "rule": 1.0}),
-            row(2, "a/1", 0, reward=0.9, advantage=1.5, rewards={"judge": 1.0, "rule": None}),
+            row(2, "a/1", 0, reward=0.9, advantage=1.5, rewards={"judge": 1.0, "rule": None}, ref_logprobs=reference),
             row(2, "b/0", 1, reward=None, valid=False, rewards={"judge": 2.0, "rule": float("nan")}),
         ],
     )
@@ -302,6 +303,8 @@ def test_a_run_without_samples(client: TestClient, make_run: MakeRun) -> None:
 def test_tokens_of_a_sample(client: TestClient, sampled: str) -> None:
     found = client.get(f"{sampled}/tokens", params={"step": 2, "sample": "a/0"}).json()
     assert found == {"pieces": None, "tokens": [3, 4, 5], "logprobs": [-0.5, -1.0, -0.25], "kl": None}
+    other = client.get(f"{sampled}/tokens", params={"step": 2, "sample": "a/1"}).json()
+    assert other["kl"] == [0.25, -0.5, 0.0]  # logprobs − ref_logprobs
     assert client.get(f"{sampled}/tokens", params={"step": 2, "sample": "none"}).status_code == 404
     assert client.get(f"{sampled}/tokens", params={"step": 9, "sample": "a/0"}).status_code == 404
 

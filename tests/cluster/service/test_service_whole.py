@@ -174,7 +174,7 @@ def test_what_a_run_leaves(service: Service, finished: str) -> None:
     samples = service.get(f"/runs/{finished}/samples", step=2)
     assert (samples["total"], sorted(samples["rewards"])) == (4, ["ascii", "judge"])
     tokens = service.get(f"/runs/{finished}/samples/tokens", step=2, sample=samples["samples"][0]["id"])
-    assert len(tokens["pieces"]) == len(tokens["logprobs"]) == samples["samples"][0]["tokens"]
+    assert len(tokens["kl"]) == len(tokens["pieces"]) == len(tokens["logprobs"]) == samples["samples"][0]["tokens"]
     assert "step 2/2" in "\n".join(service.get(f"/runs/{finished}/logs", file="driver.log")["lines"])
     assert service.get(f"/runs/{finished}/diagnosis")["steps"] == 2
     assert finished in [model["run"] for model in service.get("/models", kind="policy")["models"]]
