@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,6 +37,7 @@ RETRY_S = 15.0
 ASK_S = 15.0
 STOP_S = 3600  # how long Ray waits for a run to save its checkpoint before it is killed
 _POLL_S = 0.5
+_TEMPORARY = "rlhf-ray-"  # what the names of Ray's own folders begin with
 _SHOWN = ("CPU", "GPU", "memory")
 BIN = Path(sys.executable).parent
 
@@ -99,6 +101,8 @@ class RayCluster:
         if started is None or not _is_alive(started):
             if not self._start_one:
                 raise RuntimeError("give --address, set RAY_ADDRESS, or start `rlhf serve` with the same root")
+            if started is not None:
+                _forget(started)
             started = _start(self._file.parent)
             write_atomic(self._file, json.dumps(started))
         self._client = JobSubmissionClient(started["dashboard"])
@@ -188,7 +192,7 @@ def _start(private: Path) -> dict[str, Any]:
     """A head node on loopback with a token, in a session of its own: it outlives the service, for the runs' sake."""
     private.mkdir(parents=True, exist_ok=True)
     gcs, dashboard, agent, client = _free_ports(4)
-    temporary = tempfile.mkdtemp(prefix="rlhf-ray-")
+    temporary = tempfile.mkdtemp(prefix=_TEMPORARY)
     command = [
         *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--ray-client-server-port={client}"),
@@ -217,6 +221,13 @@ def _is_alive(started: Mapping[str, Any]) -> bool:
         return "start" in psutil.Process(int(started["pid"])).cmdline()
     except (psutil.Error, ValueError):
         return False
+
+
+def _forget(started: Mapping[str, Any]) -> None:
+    """Remove the logs and sockets of a Ray that has ended."""
+    folder = Path(str(started.get("temporary", "")))
+    if folder.name.startswith(_TEMPORARY) and folder.parent == Path(tempfile.gettempdir()):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,17 +113,18 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             found.kill()
         file = path / "runs" / ".service" / "ray.json"
         if file.exists():
-            end_ray(json.loads(file.read_text())["pid"])
+            end_ray(json.loads(file.read_text()))
 
 
-def end_ray(pid: int) -> None:
+def end_ray(started: dict[str, Any]) -> None:
     """End the Ray that the service started, and see that nothing of it stays."""
-    head = psutil.Process(pid)
+    head = psutil.Process(started["pid"])
     family = [head, *head.children(recursive=True)]
     head.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=60)
     for process in alive:
         process.kill()
+    shutil.rmtree(started["temporary"], ignore_errors=True)
     assert not alive, alive
 
 
