@@ -53,9 +53,15 @@ function StepPicker({ steps, chosen, onPick }) {
   const pick = (e) => { const wanted = Number(e.target.value); onPick(Number.isFinite(wanted) ? nearest(wanted) : chosen); };
   return html`<div class="row"><${Button} slim disabled=${place <= 0} onClick=${() => onPick(steps[place - 1])} aria-label="Earlier step">‹<//>
     <label class="check">Step ${steps.length > MOST_OPTIONS
-      ? html`<input type="text" class="inline short" inputmode="numeric" value=${chosen} onChange=${pick} />`
+      ? html`<${StepField} chosen=${chosen} onChange=${pick} />`
       : html`<select class="inline" onChange=${pick}>${steps.map((one) => html`<option value=${one} selected=${one === chosen}>${one}</option>`)}</select>`}</label>
     <${Button} slim disabled=${place < 0 || place >= steps.length - 1} onClick=${() => onPick(steps[place + 1])} aria-label="Later step">›<//></div>`;
+}
+
+function StepField({ chosen, onChange }) {
+  const [text, setText] = useState(String(chosen));
+  useEffect(() => setText(String(chosen)), [chosen]);
+  return html`<input type="text" class="inline short" inputmode="numeric" value=${text} onInput=${(e) => setText(e.target.value)} onChange=${onChange} />`;
 }
 
 function Groups({ page, at, grouped, marked }) {

@@ -33,7 +33,7 @@ export function Run({ id, tab, query }) {
     <${Tabs} tabs=${tabs} current=${tab} label="Of this run" />
     ${tab === "curves" && html`<div class="run-grid"><div class="stack wide">
         ${findings.list?.some((f) => f.severity !== "info") && html`<${Notice} kind=${findings.list.some((f) => f.severity === "critical") ? "bad" : "warn"}>
-          The Doctor found: ${findings.list.filter((f) => f.severity !== "info").map((f) => f.title).join("; ")}. <a href="${at}/doctor">What to do</a><//>`}
+          The Doctor found: ${graveTitles(findings.list)}. <a href="${at}/doctor">What to do</a><//>`}
         <${Curves} columns=${columns} run=${run} /></div><${Side} details=${details} columns=${columns} /></div>`}
     ${tab === "doctor" && html`<${Doctor} details=${details} findings=${findings} />`}
     ${tab === "samples" && html`<${Samples} id=${id} known=${details.samples} query=${query} />`}
@@ -41,6 +41,11 @@ export function Run({ id, tab, query }) {
     ${tab === "config" && html`<div class="stack"><${Code} text=${details.command} label="command" wrap />${details.yaml ? html`<${Code} text=${details.yaml} label="config.yaml" />` : html`<${Notice} kind="warn">The config of this run cannot be read.<//>`}</div>`}
     ${tab === "chat" && html`<${Chat} id=${id} />`}
   </div>`;
+}
+
+function graveTitles(list) {
+  const titles = list.filter((finding) => finding.severity !== "info").map((finding) => finding.title);
+  return titles.slice(0, 3).join("; ") + (titles.length > 3 ? `; and ${titles.length - 3} more` : "");
 }
 
 function Head({ details, mode, refresh, columns }) {
