@@ -26,7 +26,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-WAIT = 15_000  # ms until something that is waited for must be there
+WAIT = 30_000  # ms until something that is waited for must be there; on a busy machine too
 
 
 class Watched:
@@ -38,6 +38,7 @@ class Watched:
         self.errors: list[str] = []
         self.expected: list[str] = []  # parts of errors that a test provokes
         page.set_default_timeout(WAIT)
+        page.set_default_navigation_timeout(WAIT)
         page.on("request", lambda request: None if request.url.startswith(base) else self.foreign.append(request.url))
         page.on("console", lambda message: self._console(message.type, message.text))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -60,6 +61,7 @@ def chromium() -> Iterator[playwright.Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: install chromium to test the page")
     with playwright.sync_playwright() as runner:
+        playwright.expect.set_options(timeout=WAIT)
         browser = runner.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
         browser.close()

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from stand_in import StandIn
 from stand_in_state import Service
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 PROMPTS = "".join(json.dumps({"prompt": f"Write haiku number {i}."}) + "\n" for i in range(30))
 
