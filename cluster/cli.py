@@ -154,6 +154,58 @@ def chat(
 
 
 @app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any that is free.")] = 8080,
+    root: Root = Path("runs"),
+    models: Annotated[list[Path] | None, typer.Option(help="Folder to find models in. Repeatable.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Folder that prompts may come from. Repeatable.")] = None,
+    reward_files: Annotated[
+        list[Path] | None, typer.Option(help="Folder whose .py files may be reward functions. Repeatable.")
+    ] = None,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, show_default=False, help="Runs at a time; by default what fits, 1 on CPUs.")
+    ] = None,
+    max_upload_gb: Annotated[float, typer.Option(min=0.001, help="Largest upload.")] = 10,
+    new_token: Annotated[bool, typer.Option("--new-token", help="Print a new bearer token, and end.")] = False,
+) -> None:
+    """Serve the web page and the HTTP API; runs go on when it ends."""
+    from cluster.service import serve as service
+
+    if new_token:
+        typer.echo(service.new_token(root))
+        return
+    service.run_service(
+        service.ServeOptions(
+            host=host,
+            port=port,
+            root=root,
+            models=tuple(models or ()),
+            data=tuple(data or ()),
+            reward_files=tuple(reward_files or ()),
+            at_once=at_once,
+            max_upload_gb=max_upload_gb,
+        )
+    )
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", show_default=False, help="Ray's dashboard; else RAY_ADDRESS.")
+    ] = None,
+    follow: Annotated[bool, typer.Option(help="Show the run's output until it ends; exit as it does.")] = False,
+) -> None:
+    """Start a run on a cluster through the Ray Jobs API; its files must be where the cluster can read them."""
+    from cluster.config import load_config
+    from cluster.submit import submit as submit_run
+
+    raise typer.Exit(submit_run(load_config(config, overrides or []), address=address, follow=follow))
+
+
+@app.command()
 def demo(
     root: Root = Path("runs"),
     prepare: Annotated[bool, typer.Option("--prepare", help="Only make the models and prompts.")] = False,
@@ -207,6 +259,17 @@ def runs_show(
     from cluster.cli_runs import run_table
 
     _print_table(run_table(found))
+
+
+@runs_app.command("stop")
+def runs_stop(
+    run_id: Annotated[str, typer.Argument(metavar="ID", show_default=False, help="The run's id, or its beginning.")],
+    root: Root = Path("runs"),
+) -> None:
+    """Have a run save a checkpoint and end, whoever started it."""
+    from cluster.submit import stop
+
+    typer.echo(stop(root, run_id))
 
 
 def main() -> None:

@@ -198,7 +198,9 @@ class Driver:
         metrics = step_metrics(facts)
         if config.logging.samples_every and step % config.logging.samples_every == 0:
             advantages = {s.sample.id: _advantage(s) for s in facts.samples}
-            self._sinks.recorder.rollouts(step, rollout_rows(step, facts.rollouts, advantages))
+            known = ((s.sample.id, s.annotated.ref_logprobs) for s in facts.samples)
+            references = {id: logprobs for id, logprobs in known if logprobs is not None}
+            self._sinks.recorder.rollouts(step, rollout_rows(step, facts.rollouts, advantages, references))
         last = step == config.train.steps
         if self._data.eval_prompts and (last or (config.eval.every and step % config.eval.every == 0)):
             metrics |= await self._evaluate()

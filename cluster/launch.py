@@ -94,8 +94,12 @@ def _attempt(config: RunConfig, run: RunDirectory, progress: Recording, memory: 
         run.update(state="stopped", step=stopped.step)
         progress.note(f"stopped after step {stopped.step}; the same command goes on from there")
         return INTERRUPTED
-    except UserError:
-        run.update(state="failed", error=RunError(role="driver", phase="start", type="UserError", message="see output"))
+    except (asyncio.CancelledError, KeyboardInterrupt):  # asked twice, or before the first step could begin
+        run.update(state="stopped")
+        progress.note("stopped at once; the same command goes on from the last checkpoint, if there is one")
+        return INTERRUPTED
+    except UserError as error:
+        run.update(state="failed", error=RunError(role="driver", phase="start", type="UserError", message=str(error)))
         raise
     except Exception as error:  # noqa: BLE001 - the named boundary: recorded in run.json and shown
         cause = root_cause(error)
@@ -155,6 +159,7 @@ def ray_cluster() -> Iterator[bool]:
 async def _run(
     config: RunConfig, run: RunDirectory, progress: Recording, memory: dict[str, int], *, own_cluster: bool
 ) -> None:
+    ending_on_termination()
     data = open_data(config, run)
     checkpoints = CheckpointStore(run.checkpoints, config.checkpoint.keep)
     checkpoint = await asyncio.to_thread(checkpoints.latest)
@@ -271,5 +276,12 @@ def stopping_on_signals(driver: Driver) -> Iterator[None]:
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+        loop.remove_signal_handler(signal.SIGINT)
+        ending_on_termination()
+
+
+def ending_on_termination() -> None:
+    """Where there is no loop to stop, a termination ends the run as Ctrl-C does: at once, with all given back."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -40,6 +40,7 @@ _SCHEMA: Final = pa.schema(
         pa.field("prompt_tokens", pa.list_(pa.int32()), nullable=False),
         pa.field("tokens", pa.list_(pa.int32()), nullable=False),
         pa.field("logprobs", pa.list_(pa.float32()), nullable=False),
+        pa.field("ref_logprobs", pa.list_(pa.float32())),
         pa.field("rewards", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("reward", pa.float64()),
         pa.field("valid", pa.bool_(), nullable=False),
@@ -62,6 +63,7 @@ class RolloutRow:
     prompt_tokens: Int32Array  # [P]
     tokens: Int32Array  # [C], the completion's
     logprobs: Float32Array  # [C], the generator's
+    ref_logprobs: Float32Array | None = None  # [C], the reference's; None where the run needs none
     rewards: Mapping[str, float | None]  # raw scores by source; None: could not be scored
     reward: float | None  # the weighted sum that is trained on; None where not valid
     valid: bool
@@ -70,10 +72,16 @@ class RolloutRow:
     finish_reason: FinishReason
 
 
-def rollout_rows(step: int, rollouts: Sequence[Rollout], advantages: Mapping[str, float]) -> list[RolloutRow]:
+def rollout_rows(
+    step: int,
+    rollouts: Sequence[Rollout],
+    advantages: Mapping[str, float],
+    references: Mapping[str, Float32Array] | None = None,
+) -> list[RolloutRow]:
     """One row for every completion, in the order of `trainers.types.to_samples`.
 
-    `advantages` maps sample ids to advantages. Raises `ValueError` where it names a sample that is not among them.
+    `advantages` maps sample ids to advantages, `references` to the reference's log-probabilities [T] of prompt and
+    completion. Raises `ValueError` where it names a sample that is not among them.
     """
     completions = [(rollout, index) for rollout in rollouts for index in range(len(rollout.completions))]
     samples = to_samples(rollouts)
@@ -89,6 +97,7 @@ def rollout_rows(step: int, rollouts: Sequence[Rollout], advantages: Mapping[str
             prompt_tokens=rollout.prompt.tokens,
             tokens=rollout.completions[index].tokens,
             logprobs=rollout.completions[index].logprobs,
+            ref_logprobs=_of_completion(rollout, (references or {}).get(sample.id)),
             rewards={name: scores[index] for name, scores in rollout.rewards.items()},
             reward=rollout.reward[index],
             valid=sample.valid,
@@ -98,6 +107,10 @@ def rollout_rows(step: int, rollouts: Sequence[Rollout], advantages: Mapping[str
         )
         for (rollout, index), sample in zip(completions, samples, strict=True)
     ]
+
+
+def _of_completion(rollout: Rollout, values: Float32Array | None) -> Float32Array | None:
+    return None if values is None else values[len(rollout.prompt.tokens) :]
 
 
 class Recorder:

@@ -66,6 +66,11 @@ def test_trainers_load_no_engine() -> None:
     assert imported_by(*PURE) & ENGINES == set()
 
 
+@pytest.mark.parametrize("module", ["cluster.service.serve", "cluster.service.work", "cluster.service.ray_cluster"])
+def test_the_service_loads_no_torch(module: str) -> None:
+    assert imported_by(module) & (HEAVY - {"ray", "pyarrow"}) == set()
+
+
 @pytest.mark.parametrize("module", ["cluster.config", "cluster.cli"])
 def test_config_and_cli_load_nothing_heavy(module: str) -> None:
     assert imported_by(module) & HEAVY == set()

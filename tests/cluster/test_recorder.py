@@ -149,6 +149,7 @@ def test_the_parquet_file_holds_what_the_interface_promises(recorder: Recorder, 
         "prompt_tokens": [1, 2, 1],
         "tokens": [0, 1],
         "logprobs": [-0.5, -0.5],
+        "ref_logprobs": None,
         "rewards": [("judge", None), ("watched", 1.0)],
         "reward": None,
         "valid": False,
@@ -156,6 +157,13 @@ def test_the_parquet_file_holds_what_the_interface_promises(recorder: Recorder, 
         "policy_version": 7,
         "finish_reason": "length",
     }
+
+
+def test_the_reference_s_logprobs_are_those_of_the_completion(recorder: Recorder) -> None:
+    """Sample 0/1/1 has 3 prompt tokens and 2 of its completion."""
+    references = {"0/1/1": np.array([9, 9, 9, -0.75, -0.25], dtype=np.float32)}
+    made = recorder.rollouts(1, rollout_rows(1, [rollout(1, (0.5, None))], {}, references))
+    assert pq.read_table(made)["ref_logprobs"].to_pylist() == [None, [-0.75, -0.25]]
 
 
 def test_a_step_without_samples_and_one_without_rewards_are_readable(recorder: Recorder) -> None:

@@ -245,6 +245,16 @@ def test_killed_interrupted_and_resumed_is_as_never_stopped(straight: Path, work
     assert all(torch.equal(trained[name], again[name]) for name in trained)
 
 
+def test_a_termination_while_the_roles_start_stops_the_run(workspace: Workspace) -> None:
+    process = workspace.start(workspace.config("early"))
+    process.until(lambda: list(workspace.path.glob("runs/*-early-*/logs/learner-0.log")), "the learner's start")
+    process.process.terminate()
+    assert process.wait() == 130, process.text()
+    record = json.loads((workspace.run_of("early") / "run.json").read_text())
+    assert (record["state"], record["step"], record["error"]) == ("stopped", 0, None)
+    assert process.left_behind() == []
+
+
 def test_a_learning_rate_of_zero_changes_nothing(workspace: Workspace) -> None:
     process = workspace.start(
         workspace.config("still"), "train.steps=2", "train.learning_rate=0", "policy.dtype=bfloat16", "eval.every=0"

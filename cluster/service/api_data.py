@@ -1,0 +1,212 @@
+"""Routes beside the runs: health, what is allowed, cluster, schema, plan, datasets, models."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import Path as InPath
+
+from cluster.config import run_schema
+from cluster.service.answers import (
+    ClusterInfo,
+    DatasetAnswer,
+    DatasetList,
+    Health,
+    LengthsAnswer,
+    ModelList,
+    PlanAnswer,
+    RewardFunction,
+    ServiceInfo,
+    Waiting,
+)
+from cluster.service.creating import Using, check_tree, make_plan, uses
+from cluster.service.errors import ApiError
+from cluster.service.models import Kind
+from cluster.service.uploads import receive_file
+from cluster.service.vetting import model_problem
+
+CHECK_S, ROWS_S, LENGTHS_S = 1800.0, 60.0, 600.0
+_MOST_FUNCTIONS, _LONGEST_SOURCE = 500, 1 << 20
+
+router = APIRouter()
+DatasetId = Annotated[str, InPath(max_length=100)]
+Tree = Annotated[dict[str, Any], Body(description="A config; GET /api/v1/schema/config has its schema.")]
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
+
+
+@router.get("/health")
+async def health(parts: Using) -> Health:
+    """Whether the service is there; needs no token."""
+    return Health(version=version("rlhf-online"), token_required=parts.settings.token_sha256 is not None)
+
+
+@router.get("/service")
+async def service(parts: Using) -> ServiceInfo:
+    """What the operator allows."""
+    settings = parts.settings
+    return ServiceInfo(
+        version=version("rlhf-online"),
+        root=str(settings.root),
+        model_roots=[str(root) for root in settings.model_roots],
+        data_roots=list(settings.data_roots),
+        upload_limit_bytes=settings.max_upload_bytes,
+        at_once=settings.at_once,
+        reward_functions=await asyncio.to_thread(_reward_functions, settings.reward_roots),
+    )
+
+
+@router.get("/cluster")
+async def cluster(parts: Using) -> ClusterInfo:
+    """Resources, and which runs go and wait."""
+    status = await parts.cluster.status()
+    waiting = [Waiting(id=run, **place.model_dump()) for run, place in parts.queue.waiting().items()]
+    return ClusterInfo(
+        state=status.state,
+        message=status.message,
+        address=parts.cluster.address,
+        nodes=status.nodes,
+        resources=dict(status.resources),
+        running=parts.queue.going(),
+        queue=waiting,
+    )
+
+
+@cache
+def _schema() -> tuple[bytes, str]:
+    text = json.dumps(run_schema().root).encode()
+    return text, f'"{hashlib.sha256(text).hexdigest()[:32]}"'
+
+
+@router.get("/schema/config", response_model=dict[str, Any])
+async def config_schema(request: Request) -> Response:
+    """The config's JSON schema."""
+    text, tag = _schema()
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers={"ETag": tag})
+    return Response(text, media_type="application/json", headers={"ETag": tag})
+
+
+@router.post("/plan")
+async def plan(parts: Using, tree: Tree, gpus: bool | None = None) -> PlanAnswer:
+    """What a config would do, and everything that is wrong with it."""
+    check_tree(tree)
+    return PlanAnswer.model_validate(await make_plan(parts, tree, gpus=gpus))
+
+
+@router.get("/models")
+async def models(parts: Using, kind: Kind | None = None) -> ModelList:
+    """The models that were found."""
+    found, truncated = await asyncio.to_thread(parts.models.find)
+    wanted = [model for model in found if kind is None or model.kind == kind]
+    return ModelList(models=wanted, roots=[str(root) for root in parts.settings.model_roots], truncated=truncated)
+
+
+@router.post("/datasets", status_code=201, openapi_extra=_FORM)
+async def upload(parts: Using, request: Request) -> DatasetAnswer:
+    """Take a prompts file, and say what it is."""
+    datasets = parts.datasets
+    partial = await asyncio.to_thread(datasets.begin)
+    try:
+        name, _ = await receive_file(request, partial / "upload", limit=parts.settings.max_upload_bytes)
+        file = datasets.name_file(partial, partial / "upload", name)
+        report = await parts.checker.call("check", {"path": str(file)}, deadline_s=CHECK_S)
+        return DatasetAnswer.model_validate(datasets.finish(partial, file, name, report))
+    finally:
+        await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
+
+
+@router.get("/datasets")
+async def datasets(
+    parts: Using,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+) -> DatasetList:
+    """Uploaded files, newest first."""
+    return DatasetList.model_validate(await asyncio.to_thread(parts.datasets.list, limit=limit, after=after))
+
+
+@router.get("/datasets/{dataset_id}")
+async def dataset(
+    parts: Using,
+    dataset_id: DatasetId,
+    rows: Annotated[int, Query(ge=0, le=200)] = 0,
+    offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+) -> DatasetAnswer:
+    """One file's report, and some of its rows."""
+    found = parts.datasets.get(dataset_id)
+    found["rows"] = []
+    if rows:
+        arguments = {"path": found["path"], "count": rows, "offset": offset}
+        found["rows"] = await parts.reader.call("rows", arguments, deadline_s=ROWS_S)
+    return DatasetAnswer.model_validate(found)
+
+
+@router.get("/datasets/{dataset_id}/lengths")
+async def lengths(
+    parts: Using,
+    dataset_id: DatasetId,
+    model: Annotated[str, Query(min_length=1, max_length=4096)],
+    max_prompt_tokens: Annotated[int, Query(ge=1, le=10_000_000)] = 1024,
+) -> LengthsAnswer:
+    """The prompts' lengths in a model's tokens."""
+    found = parts.datasets.get(dataset_id)
+    if problem := model_problem(model, parts.settings):
+        raise ApiError(422, "invalid_request", f"model: {problem}")
+    arguments = {"path": found["path"], "model": model, "max_prompt_tokens": max_prompt_tokens}
+    report = await parts.planner.call("lengths", arguments, deadline_s=LENGTHS_S)
+    if "lengths" not in report:
+        raise ApiError(409, "conflict", "the file cannot be read to its end; its report says why")
+    return LengthsAnswer.model_validate({**report, **report["lengths"]})
+
+
+@router.delete("/datasets/{dataset_id}", status_code=204)
+async def delete_dataset(parts: Using, dataset_id: DatasetId) -> None:
+    """Remove an upload."""
+    found = parts.datasets.get(dataset_id)
+    if (run := await asyncio.to_thread(uses, parts, found["path"])) is not None:
+        raise ApiError(409, "conflict", f"run {run} uses it and has not ended")
+    await asyncio.to_thread(parts.datasets.delete, dataset_id)
+
+
+def _reward_functions(roots: tuple[Path, ...]) -> list[RewardFunction]:
+    """The public functions of the allowed files, read, never run."""
+    found: list[RewardFunction] = []
+    for root in roots:
+        for file in sorted(root.rglob("*.py")):
+            if file.is_file() and file.resolve().is_relative_to(root) and file.stat().st_size <= _LONGEST_SOURCE:
+                found += _functions(file)
+    return found[:_MOST_FUNCTIONS]
+
+
+def _functions(file: Path) -> Iterator[RewardFunction]:
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            doc = (ast.get_docstring(node) or "").split("\n\n")[0]
+            yield RewardFunction(path=f"{file}:{node.name}", name=node.name, doc=" ".join(doc.split()))

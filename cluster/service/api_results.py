@@ -1,0 +1,185 @@
+"""Routes of what a run has recorded: curves, samples, logs, events, its model, and a chat with it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from sse_starlette import EventSourceResponse
+from starlette.responses import JSONResponse, StreamingResponse
+
+from cluster.service.answers import ChatRequest, LogAnswer, Ticket
+from cluster.service.creating import Parts, Using, config_of
+from cluster.service.errors import ApiError, not_found
+from cluster.service.files import archive, archive_size, list_logs, tail
+from cluster.service.live import chat_events, chat_models, run_events, stream
+from cluster.service.metrics import columns, select, tag
+from cluster.service.run_view import RunId
+from cluster.service.samples import Kind, find_samples, sample_tokens
+from cluster.service.samples import Query as SampleQuery
+from cluster.service.settings import PREFIX
+
+_MOST_STEPS = 1 << 53
+
+router = APIRouter(prefix="/runs/{run_id}")
+
+
+class MetricsQuery(BaseModel):
+    """Which steps and which metrics."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    since: int | None = Field(default=None, ge=-1, lt=_MOST_STEPS)
+    keys: list[str] = Field(default=[], max_length=200)
+    points: int = Field(default=0, ge=0, le=1_000_000)
+    format: Literal["rows", "columns"] = "rows"
+
+
+class SamplesQuery(BaseModel):
+    """Which samples, in which order."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: int | None = Field(default=None, ge=0, lt=_MOST_STEPS)
+    kind: Kind = "step"
+    q: str = Field(default="", max_length=500)
+    group: int | None = Field(default=None, ge=-(1 << 62), lt=1 << 62)
+    sort: str = Field(default="group", max_length=100)
+    order: Literal["asc", "desc"] = "asc"
+    limit: int = Field(default=50, ge=1, le=1000)
+    offset: int = Field(default=0, ge=0, lt=1 << 31)
+
+
+class TokensQuery(BaseModel):
+    """Which sample's tokens."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: int = Field(ge=0, lt=_MOST_STEPS)
+    sample: str = Field(max_length=500)
+    kind: Kind = "step"
+
+
+@router.get("/metrics", response_model=dict[str, Any])
+async def metrics(parts: Using, request: Request, run_id: RunId, query: Annotated[MetricsQuery, Query()]) -> Response:
+    """Metrics by step."""
+    path = parts.runs.directory(run_id).metrics
+    headers = {"ETag": tag(path)}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+
+    def answer() -> Response:
+        rows = parts.metrics.read(path)
+        chosen = select(rows, since=query.since, keys=query.keys, points=query.points)
+        shown = columns(chosen) if query.format == "columns" else {"metrics": chosen}
+        return JSONResponse({**shown, "last": rows[-1]["step"] if rows else None, "total": len(rows)}, headers=headers)
+
+    return await asyncio.to_thread(answer)
+
+
+@router.get("/events", response_class=EventSourceResponse)
+async def events(
+    parts: Using,
+    run_id: RunId,
+    since: Annotated[int | None, Query(ge=-1, lt=_MOST_STEPS)] = None,
+    last_event_id: Annotated[str | None, Header(max_length=20)] = None,
+) -> EventSourceResponse:
+    """The run's changes and metrics as they come."""
+    directory = parts.runs.directory(run_id)
+    if last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit():
+        since = int(last_event_id)
+    return stream(run_events(parts, directory, since))
+
+
+@router.get("/samples")
+async def samples(parts: Using, run_id: RunId, query: Annotated[SamplesQuery, Query()]) -> dict[str, Any]:
+    """A page of one step's samples."""
+    wanted = SampleQuery(
+        kind=query.kind,
+        step=query.step,
+        text=query.q,
+        group=query.group,
+        sort=query.sort,
+        descending=query.order == "desc",
+        limit=query.limit,
+        offset=query.offset,
+    )
+    return await asyncio.to_thread(find_samples, parts.runs.directory(run_id).rollouts, wanted)
+
+
+@router.get("/samples/tokens")
+async def tokens(parts: Using, run_id: RunId, query: Annotated[TokensQuery, Query()]) -> dict[str, Any]:
+    """One sample's tokens with their log-probabilities."""
+    return await asyncio.to_thread(_tokens, parts, run_id, query)
+
+
+def _tokens(parts: Parts, run_id: str, query: TokensQuery) -> dict[str, Any]:
+    directory = parts.runs.directory(run_id)
+    _, config = config_of(directory)
+    folders = [directory.model, *([Path(config.policy.model)] if config is not None else [])]
+    tokenizer = next((file for folder in folders if (file := folder / "tokenizer.json").is_file()), None)
+    return sample_tokens(
+        directory.rollouts, kind=query.kind, step=query.step, sample_id=query.sample, tokenizer=tokenizer
+    )
+
+
+@router.get("/logs")
+async def logs(
+    parts: Using,
+    run_id: RunId,
+    file: Annotated[str | None, Query(max_length=500)] = None,
+    lines: Annotated[int, Query(ge=1, le=5000)] = 500,
+) -> LogAnswer:
+    """The log files, and the end of one."""
+    folder = parts.runs.directory(run_id).logs
+    found: dict[str, Any] = {"files": await asyncio.to_thread(list_logs, folder)}
+    if file is not None:
+        found |= await asyncio.to_thread(tail, folder, file, lines=lines)
+    return LogAnswer.model_validate(found)
+
+
+@router.get("/model", response_class=StreamingResponse)
+async def model(
+    parts: Using, run_id: RunId, ticket: Annotated[str | None, Query(max_length=100)] = None
+) -> StreamingResponse:
+    """The trained model as a tar archive; a ticket stands for the token in a link."""
+    folder = _model_folder(parts, run_id)
+    headers = {
+        "Content-Length": str(await asyncio.to_thread(archive_size, folder, run_id)),
+        "Content-Disposition": f'attachment; filename="{run_id}.tar"',
+    }
+    return StreamingResponse(archive(folder, run_id), media_type="application/x-tar", headers=headers)
+
+
+@router.post("/model/ticket")
+async def model_ticket(parts: Using, run_id: RunId) -> Ticket:
+    """A link for one download."""
+    _model_folder(parts, run_id)
+    path = f"{PREFIX}/runs/{run_id}/model"
+    return Ticket(url=f"{path}?ticket={parts.tickets.issue(path)}", seconds=int(parts.tickets.seconds))
+
+
+def _model_folder(parts: Parts, run_id: str) -> Path:
+    folder = parts.runs.directory(run_id).model
+    if not folder.is_dir() or folder.is_symlink():
+        raise not_found("the run has no model yet")
+    return folder
+
+
+@router.post("/chat", response_class=EventSourceResponse)
+async def chat(parts: Using, run_id: RunId, asked: ChatRequest) -> EventSourceResponse:
+    """Answers of the trained model and of its base."""
+    models, histories = chat_models(parts, run_id, asked)
+    if parts.talker.busy:
+        raise ApiError(429, "busy", "another conversation is being answered; try again in a moment")
+    arguments = {
+        "models": models,
+        "histories": histories,
+        "max_tokens": asked.max_tokens,
+        "temperature": asked.temperature,
+        "system": asked.system,
+    }
+    return stream(chat_events(parts, arguments))

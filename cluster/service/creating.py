@@ -1,0 +1,245 @@
+"""From a config tree of the network to a run in the queue: checked, vetted, planned, made once.
+
+It knows what the service is made of (`Parts`), which routes are given as `Using`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from fastapi import Depends, Request
+
+from cluster.config import RunConfig, parse_config, problems_as_json
+from cluster.files import write_atomic
+from cluster.overrides import set_path
+from cluster.run_directory import RunDirectory
+from cluster.service.datasets import Datasets
+from cluster.service.errors import ApiError, invalid_config
+from cluster.service.helper import Helper
+from cluster.service.metrics import MetricsReader
+from cluster.service.models import Models
+from cluster.service.queue import Queue
+from cluster.service.ray_cluster import RayCluster
+from cluster.service.run_view import Run, Runs, actions, view
+from cluster.service.security import Tickets
+from cluster.service.settings import Settings
+from cluster.service.vetting import owned, redacted, short_yaml, vet
+from trainers.errors import Problem, UserError
+
+PLAN_S = 300.0
+_DEEPEST, _MOST_VALUES = 20, 20_000
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+COMMAND = "rlhf train config.yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the service is made of; one of each for the app's whole life."""
+
+    settings: Settings
+    runs: Runs
+    cluster: RayCluster
+    queue: Queue
+    models: Models
+    datasets: Datasets
+    metrics: MetricsReader
+    tickets: Tickets
+    planner: Helper
+    checker: Helper
+    reader: Helper
+    talker: Helper
+    creating: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+def _parts(request: Request) -> Parts:
+    found = request.app.state.parts
+    assert isinstance(found, Parts)
+    return found
+
+
+Using: TypeAlias = Annotated[Parts, Depends(_parts)]
+
+
+def check_tree(tree: Any) -> None:
+    """Refuse what no config is: too deep for anything that recurses, or too large. Raises ApiError 422."""
+    level, values = [tree], 0
+    for _ in range(_DEEPEST):
+        below: list[Any] = []
+        for node in level:
+            if isinstance(node, Mapping):
+                below += node.values()
+            elif isinstance(node, list):
+                below += node
+        values += len(below)
+        if not below:
+            return
+        if values > _MOST_VALUES:
+            break
+        level = below
+    raise ApiError(
+        422, "invalid_request", f"the body is nested deeper than {_DEEPEST} levels or larger than any config"
+    )
+
+
+async def make_plan(
+    parts: Parts, tree: Mapping[str, Any], *, gpus: bool | None, trusted: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The plan, with everything that is wrong with the config among its problems."""
+    try:
+        config = parse_config(owned(tree, parts.settings))
+    except UserError as error:
+        return _no_plan(error.problems)
+    if problems := vet(config, parts.settings, trusted=trusted):
+        return {**_no_plan(problems), "config": config.model_dump(mode="json"), "yaml": short_yaml(config)}
+    if gpus is None:
+        gpus = await _has_gpus(parts)
+    arguments = {"config": config.model_dump(mode="json"), "gpus": gpus}
+    plan: dict[str, Any] = await parts.planner.call("plan", arguments, deadline_s=PLAN_S)
+    return {**plan, "yaml": short_yaml(config), "command": COMMAND}
+
+
+def _no_plan(problems: Any) -> dict[str, Any]:
+    return {
+        "config": None,
+        "problems": problems_as_json(problems),
+        "arithmetic": [],
+        "gpus": None,
+        "roles": [],
+        "memory": [],
+        "yaml": None,
+        "command": COMMAND,
+    }
+
+
+async def _has_gpus(parts: Parts) -> bool | None:
+    """As the cluster is; None (as this machine is) where it does not say."""
+    status = await parts.cluster.status()
+    if status.state != "ready":
+        return None
+    return "GPU" in status.resources and status.resources["GPU"].total > 0
+
+
+async def create(
+    parts: Parts, tree: Mapping[str, Any], *, key: str | None, trusted: Mapping[str, Any] | None = None
+) -> tuple[Run, bool]:
+    """A run in the queue, and whether it is new. Raises ApiError 422 with every problem, 409 for a reused key."""
+    if key is None:
+        return await _create(parts, tree, trusted), True
+    if not _KEY.fullmatch(key):
+        raise ApiError(422, "invalid_request", "Idempotency-Key: expected 1 to 255 visible ASCII characters")
+    file = parts.settings.private / "keys" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    body = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    async with parts.creating:
+        if (known := _read_key(file)) is not None:
+            if known["body"] != body:
+                raise ApiError(409, "conflict", "this Idempotency-Key came with another body before")
+            if not (parts.settings.root / known["run"]).is_dir():
+                raise ApiError(409, "conflict", "the run of this Idempotency-Key has been deleted")
+            return parts.runs.show(known["run"]), False
+        run = await _create(parts, tree, trusted)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps({"body": body, "run": run.id}))
+        return run, True
+
+
+def _read_key(file: Path) -> dict[str, str] | None:
+    try:
+        found: dict[str, str] = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+async def _create(parts: Parts, tree: Mapping[str, Any], trusted: Mapping[str, Any] | None) -> Run:
+    plan = await make_plan(parts, tree, gpus=None, trusted=trusted)
+    if plan["problems"]:
+        raise invalid_config(Problem(item["path"], item["message"]) for item in plan["problems"])
+    config = parse_config(owned(tree, parts.settings))
+    directory = RunDirectory.create(parts.settings.root, config.name, config)
+    parts.queue.add(directory)
+    return view(directory)
+
+
+def changed_config(parts: Parts, run_id: str, changes: Mapping[str, Any], name: str | None) -> tuple[Any, Any]:
+    """The config tree of a run, and the same with changes. UserError for a path that cannot be set."""
+    source = parts.runs.directory(run_id).config()
+    source["root"] = str(parts.settings.root)
+    tree: Any = source
+    problems: list[Problem] = []
+    for path, value in {**changes, **({"name": name} if name is not None else {})}.items():
+        try:
+            tree = set_path(tree, path, value)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    check_tree(tree)
+    return source, tree
+
+
+def differences(before: Any, after: Any, path: str = "") -> list[dict[str, Any]]:
+    """Where two trees differ: {"path", "from", "to"}; null for what is absent."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = dict.fromkeys([*before, *after])
+        return [
+            d for key in keys for d in differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+        ]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        return [d for i, pair in enumerate(zip(before, after, strict=True)) for d in differences(*pair, f"{path}.{i}")]
+    return [] if before == after else [{"path": path, "from": redacted(before), "to": redacted(after)}]
+
+
+def uses(parts: Parts, path: str) -> str | None:
+    """The id of a run that has not ended and reads this file; None: no run does."""
+    for run_id in parts.runs.ids():
+        directory = RunDirectory(parts.settings.root / run_id)
+        if view(directory).state not in ("queued", "running", "paused"):
+            continue
+        try:
+            if path in json.dumps(directory.config(), ensure_ascii=False):
+                return run_id
+        except UserError:
+            continue
+    return None
+
+
+def delete_run(parts: Parts, run_id: str) -> None:
+    """Remove a run's directory, whole. Raises ApiError 409 while it waits or goes."""
+    directory = parts.runs.directory(run_id)
+    run = view(directory)
+    if "delete" not in actions(run, directory):
+        raise ApiError(409, "conflict", f"the run is {run.state}; stop it first")
+    with directory.locked():
+        gone = parts.settings.root / f".{run_id}.deleted"
+        directory.path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def resume_run(parts: Parts, run_id: str) -> Run:
+    """Put a run that ended before its last step back into the queue. Raises ApiError 409 for another one."""
+    directory = parts.runs.directory(run_id)
+    run = view(directory)
+    if "resume" not in actions(run, directory):
+        raise ApiError(409, "conflict", f"a run that is {run.state} cannot be resumed")
+    parts.queue.add(directory)
+    return view(directory)
+
+
+def config_of(directory: RunDirectory) -> tuple[dict[str, Any] | None, RunConfig | None]:
+    """A run's config as its file has it, and as this version understands it; None where it does not."""
+    try:
+        tree = directory.config()
+    except UserError:
+        return None, None
+    try:
+        return tree, parse_config(tree)
+    except UserError:
+        return tree, None

@@ -1,0 +1,104 @@
+"""The datasets that were uploaded: one folder each, with the file, under an id of the service's making.
+
+It knows the file system and the report's JSON; a user's name for a file is shown and never becomes a path.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cluster.files import write_atomic
+from cluster.service.errors import ApiError, not_found, printable
+
+SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
+_ID = re.compile(r"ds-\d{8}-\d{6}-[0-9a-f]{6}")
+_LONGEST_NAME = 255
+_LONG = ("evidence", "problems")
+_ADVICE: Mapping[str, str] = {
+    "sft": "It holds responses: set data.strip_responses to use its prompts only.",
+    "preference": "It is offline data (DPO, reward models); online RLHF needs prompts only.",
+    "kto": "It is offline data (KTO); online RLHF needs prompts only.",
+    "pretrain": "It is plain text; online RLHF needs a field `prompt` or `messages`.",
+    "unknown": "Its records are of different formats, or of none; the lines below say which.",
+}
+
+
+class Datasets:
+    """All uploads under one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def begin(self) -> Path:
+        """A new folder for an upload; it is no dataset until `finish`."""
+        now = datetime.now(UTC)
+        partial = self._folder / f".ds-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}.partial"
+        partial.mkdir(parents=True, mode=0o700)
+        return partial
+
+    def name_file(self, partial: Path, upload: Path, name: str) -> Path:
+        """Give the uploaded file the suffix that its name promises. Raises ApiError 415 for another one."""
+        suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), None)
+        if suffix is None:
+            raise ApiError(415, "unsupported_media_type", f"expected a file name that ends in {', '.join(SUFFIXES)}")
+        return upload.rename(partial / f"prompts{suffix}")
+
+    def finish(self, partial: Path, file: Path, name: str, report: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the upload a dataset, with its report."""
+        dataset_id = partial.name.removeprefix(".").removesuffix(".partial")
+        final = self._folder / dataset_id
+        shown = printable(Path(name.replace("\\", "/")).name)[-_LONGEST_NAME:]
+        record = {
+            "id": dataset_id,
+            "name": shown,
+            "path": str(final / file.name),
+            "bytes": file.stat().st_size,
+            "created": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            **report,
+            "file": shown,
+            "advice": None if report["ready"] else _ADVICE.get(report["format"], "The lines below say what is wrong."),
+        }
+        write_atomic(partial / "dataset.json", json.dumps(record))
+        partial.rename(final)
+        return record
+
+    def get(self, dataset_id: str) -> dict[str, Any]:
+        """One dataset. Raises ApiError 404."""
+        if _ID.fullmatch(dataset_id):
+            try:
+                found: dict[str, Any] = json.loads((self._folder / dataset_id / "dataset.json").read_bytes())
+            except (OSError, ValueError):
+                pass
+            else:
+                return found
+        raise not_found(f"there is no dataset {dataset_id}")
+
+    def list(self, *, limit: int, after: str | None) -> dict[str, Any]:
+        """Newest first, without problems and evidence."""
+        names = sorted((path.parent.name for path in self._folder.glob("ds-*/dataset.json")), reverse=True)
+        rest = [name for name in names if after is None or name < after]
+        shown = [self._brief(name) for name in rest[:limit]]
+        following = rest[limit - 1] if len(rest) > limit else None
+        return {"datasets": shown, "total": len(names), "next": following}
+
+    def _brief(self, name: str) -> dict[str, Any]:
+        return {key: value for key, value in self.get(name).items() if key not in _LONG}
+
+    def delete(self, dataset_id: str) -> None:
+        """Remove it, whole. Raises ApiError 404."""
+        self.get(dataset_id)
+        gone = self._folder / f".{dataset_id}.deleted"
+        (self._folder / dataset_id).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what uploads that were cut off have left (at the service's start)."""
+        for leftover in (*self._folder.glob(".ds-*.partial"), *self._folder.glob(".ds-*.deleted")):
+            shutil.rmtree(leftover, ignore_errors=True)

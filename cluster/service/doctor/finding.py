@@ -1,0 +1,66 @@
+"""What the Doctor says: a finding with its evidence and its remedy. Plain data; it knows nothing of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+Severity: TypeAlias = Literal["info", "warning", "critical"]
+
+SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "info")  # the gravest first
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The part of a metric's curve that a finding rests on."""
+
+    key: str  # as in metrics.jsonl
+    steps: tuple[int, ...]
+    values: tuple[float | None, ...]  # None: not a finite number
+    note: str = ""  # what to see there
+
+
+@dataclass(frozen=True, slots=True)
+class SampleEvidence:
+    """A completion that shows the trouble."""
+
+    step: int
+    sample_id: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One setting to change: a dotted key of the config and its new value."""
+
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What to do, in words and as changes with which the run can be cloned; no changes: nothing a setting can mend."""
+
+    text: str
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One trouble of a run."""
+
+    rule: str
+    severity: Severity
+    title: str
+    explanation: str
+    remedy: Remedy
+    curves: tuple[Curve, ...] = ()
+    samples: tuple[SampleEvidence, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: rule, severity, title, explanation, evidence {metrics, samples}, remedy {text, changes}."""
+        plain: Mapping[str, Any] = asdict(self)
+        evidence = {"metrics": plain["curves"], "samples": plain["samples"]}
+        rest = {key: value for key, value in plain.items() if key not in ("curves", "samples", "remedy")}
+        return {**rest, "evidence": evidence, "remedy": plain["remedy"]}

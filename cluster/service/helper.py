@@ -1,0 +1,132 @@
+"""Work that needs a model or much time, in a process of its own: the service stays small, quick and free of torch.
+
+A helper runs `cluster/service/work.py` and speaks lines of JSON with it, one request at a time. It knows nothing of
+what the work is. A deadline that passes ends the process; the next request starts another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any
+
+from cluster.service.errors import ApiError
+from trainers.errors import Problem, UserError
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_LINE = 1 << 28  # bytes of one answer
+_IDLE_S = 600.0
+_END_S = 5.0
+
+
+class Helper:
+    """One process, started when it is needed and ended when it has had nothing to do for ten minutes."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._turn = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._numbers = itertools.count(1)
+        self._idle: asyncio.TimerHandle | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request would have to wait."""
+        return self._turn.locked()
+
+    async def call(self, work: str, arguments: Mapping[str, Any], *, deadline_s: float) -> Any:
+        """The result of one piece of work. Raises UserError as the work did; ApiError 503 past the deadline."""
+        result = None
+        async with contextlib.aclosing(self.stream(work, arguments, deadline_s=deadline_s)) as answers:
+            async for kind, value in answers:
+                if kind == "result":
+                    result = value
+        return result
+
+    async def stream(
+        self, work: str, arguments: Mapping[str, Any], *, deadline_s: float
+    ) -> AsyncGenerator[tuple[str, Any], None]:
+        """("piece", value) as they come, then ("result", value). Leaving early ends the process's work."""
+        async with self._turn:
+            self._keep()
+            whole = False
+            try:
+                async with asyncio.timeout(deadline_s):
+                    process = await self._running()
+                    await self._ask(process, work, arguments)
+                    async for kind, value in _answers(process):
+                        whole = kind == "result"
+                        yield kind, value
+            except TimeoutError:
+                raise ApiError(503, "deadline", f"{work} took longer than {deadline_s:g} s and was ended") from None
+            except UserError:
+                whole = True
+                raise
+            finally:
+                if whole:
+                    self._rest()
+                else:
+                    await self.close()
+
+    async def close(self) -> None:
+        """End the process, if there is one."""
+        self._keep()
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        process.kill()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _END_S)
+
+    async def _running(self) -> asyncio.subprocess.Process:
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "cluster.service.work",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_LONGEST_LINE,
+            )
+        return self._process
+
+    async def _ask(self, process: asyncio.subprocess.Process, work: str, arguments: Mapping[str, Any]) -> None:
+        assert process.stdin is not None
+        request = {"id": next(self._numbers), "work": work, "arguments": dict(arguments)}
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        await process.stdin.drain()
+
+    def _keep(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
+    def _rest(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._idle = loop.call_later(_IDLE_S, self._retire)
+
+    def _retire(self) -> None:
+        if self._process is not None and self._process.returncode is None and not self.busy:
+            self._process.kill()
+
+
+async def _answers(process: asyncio.subprocess.Process) -> AsyncIterator[tuple[str, Any]]:
+    assert process.stdout is not None
+    while line := await process.stdout.readline():
+        answer = json.loads(line)
+        if "problems" in answer:
+            raise UserError([Problem(where, message) for where, message in answer["problems"]])
+        if "failed" in answer:
+            logger.error("a helper's work failed: %s", answer["failed"])
+            raise ApiError(500, "internal", "something is wrong with the service itself; its log says what")
+        if "result" in answer:
+            yield "result", answer["result"]
+            return
+        yield "piece", answer["piece"]
+    raise ApiError(503, "deadline", "the helper process ended without an answer (out of memory?); try again")

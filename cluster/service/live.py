@@ -1,0 +1,107 @@
+"""What is sent as it happens: a run's changes and metrics, and the pieces of a chat, as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from sse_starlette import EventSourceResponse, JSONServerSentEvent, ServerSentEvent
+from starlette.exceptions import HTTPException
+
+from cluster.files import RunDirectoryError
+from cluster.run_directory import RunDirectory
+from cluster.service.answers import ChatRequest
+from cluster.service.creating import Parts, config_of
+from cluster.service.errors import ApiError, not_found
+from cluster.service.queue import placed
+from cluster.service.run_view import view
+from trainers.errors import UserError
+
+POLL_S, PING_S = 0.5, 15
+CHAT_S = 120.0
+_GOING = ("queued", "running")
+
+
+def stream(events: AsyncIterator[ServerSentEvent]) -> EventSourceResponse:
+    """An answer that goes on, with a comment now and then so that nobody between takes it for dead."""
+    return EventSourceResponse(events, ping=PING_S, headers={"Cache-Control": "no-store"})
+
+
+async def run_events(parts: Parts, directory: RunDirectory, since: int | None) -> AsyncIterator[ServerSentEvent]:
+    """A run's changes and every step after `since`, until it has ended (or its directory is gone)."""
+    shown: dict[str, Any] | None = None
+    last = since
+    while True:
+        try:
+            run, rows = await asyncio.to_thread(_look, parts, directory)
+        except (RunDirectoryError, HTTPException):
+            yield JSONServerSentEvent({"state": "unreadable"}, event="end")
+            return
+        if run != shown:
+            yield JSONServerSentEvent(run, event="run")
+            shown = run
+        newest = rows[-1]["step"] if rows else None
+        if last is not None and newest is not None and newest < last:
+            yield JSONServerSentEvent({"last": newest}, event="reset")
+            last = newest
+        for row in rows if last is None else rows[bisect_right(rows, last, key=_step) :]:
+            yield JSONServerSentEvent(row, event="metrics", id=str(row["step"]))
+            last = row["step"]
+        if run["state"] not in _GOING:
+            yield JSONServerSentEvent({"state": run["state"]}, event="end")
+            return
+        await asyncio.sleep(POLL_S)
+
+
+def _step(row: Mapping[str, Any]) -> int:
+    return int(row["step"])
+
+
+def _look(parts: Parts, directory: RunDirectory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The run first: what it had recorded when it ended is then among the rows."""
+    if not directory.path.is_dir():
+        raise not_found("the run is gone")
+    run = placed(view(directory), parts.queue.waiting())
+    return run.model_dump(mode="json"), parts.metrics.read(directory.metrics)
+
+
+def chat_models(parts: Parts, run_id: str, asked: ChatRequest) -> tuple[dict[str, str], dict[str, Any]]:
+    """The models' places and the histories, by who answers. Raises ApiError where there is nothing to talk to."""
+    directory = parts.runs.directory(run_id)
+    if not directory.model.is_dir():
+        raise not_found("the run has no model yet")
+    histories = {"trained": [turn.model_dump() for turn in asked.trained]}
+    models = {"trained": str(directory.model)}
+    if asked.base is not None:
+        _, config = config_of(directory)
+        if config is None:
+            raise ApiError(409, "conflict", "the run's config cannot be read, so its base is not known")
+        histories["base"], models["base"] = [turn.model_dump() for turn in asked.base], config.policy.model
+    if any(history[-1]["role"] != "user" for history in histories.values()):
+        raise ApiError(422, "invalid_request", "each history must end with a user turn")
+    return models, histories
+
+
+async def chat_events(parts: Parts, arguments: Mapping[str, Any]) -> AsyncIterator[ServerSentEvent]:
+    """The pieces of the answers; an error is the last event where one comes."""
+    try:
+        async with contextlib.aclosing(parts.talker.stream("chat", arguments, deadline_s=CHAT_S)) as answers:
+            async for kind, value in answers:
+                if kind == "result":
+                    break
+                if "state" in value:
+                    yield JSONServerSentEvent({"message": value["state"]}, event="state")
+                elif "end" in value:
+                    yield JSONServerSentEvent({"who": value["who"]}, event="end")
+                else:
+                    yield JSONServerSentEvent(value, event="piece")
+    except UserError as error:
+        problem = error.problems[0]
+        yield JSONServerSentEvent({"code": "invalid_request", "message": problem.message}, event="error")
+    except ApiError as error:
+        yield JSONServerSentEvent({"code": error.code, "message": str(error.detail)}, event="error")
+    else:
+        yield JSONServerSentEvent({}, event="done")

@@ -1,0 +1,71 @@
+/** One setting as a form field: label, input, help, range, default and what is wrong with it. */
+import { html, useEffect, useState } from "./html.js";
+import { defaultText, parse } from "./schema.js";
+import { getIn, shown } from "./tree.js";
+import { Words } from "./ui.js";
+
+const NAMES = {
+  "algorithm.kl.coef": "KL coefficient", "sampling.n": "Answers for each prompt", "sampling.max_tokens": "Longest answer, in tokens",
+  "train.steps": "Steps", "train.prompts_per_step": "Prompts a step", "train.learning_rate": "Learning rate",
+  "sampling.temperature": "Temperature", "data.max_prompt_tokens": "Longest prompt, in tokens",
+};
+
+export function title(path) {
+  if (NAMES[path]) return NAMES[path];
+  const words = path.split(".").slice(1).filter((part) => !/^\d+$/.test(part)).join(", ").replaceAll("_", " ") || path;
+  return words[0].toUpperCase() + words.slice(1);
+}
+
+export function problemsAt(problems, path) {
+  return problems.filter((problem) => problem.path === path || problem.path.startsWith(`${path}.`));
+}
+
+/** `onChange(path, value)` gets `undefined` where the default is to hold. */
+export function Field({ field, tree, problems, onChange, big }) {
+  const { path } = field;
+  const value = getIn(tree, path);
+  const wrong = problemsAt(problems, path);
+  const id = `f-${path.replaceAll(".", "-")}`;
+  const about = `${id}-hint${wrong.length ? ` ${id}-error` : ""}`;
+  const common = { id, "aria-describedby": about, "aria-invalid": wrong.length ? "true" : undefined };
+  const fallback = defaultText(field);
+  const facts = [field.choices ? "" : field.range, fallback && !field.required && field.kind !== "section" ? `default ${fallback}` : "", big ? "" : path].filter(Boolean).join(" · ");
+  return html`<div class="field">
+    ${field.kind === "switch" || field.kind === "section"
+      ? html`<span class="check"><${Switch} field=${field} value=${value} common=${common} onChange=${onChange} /><label for=${id}>${title(path)}</label></span>`
+      : html`<label for=${id}>${title(path)}</label><${Input} field=${field} value=${value} common=${common} onChange=${onChange} />`}
+    <span class="hint" id="${id}-hint"><${Words} text=${field.help} />${facts && html`<span class="facts-line">${facts}</span>`}</span>
+    ${wrong.length > 0 && html`<span class="error" id="${id}-error" role="alert">${html`<${Words} text=${wrong.map((problem) => problem.message).join("; ")} />`}</span>`}</div>`;
+}
+
+function Switch({ field, value, common, onChange }) {
+  if (field.kind === "section") {
+    return html`<input type="checkbox" ...${common} checked=${Boolean(value)} onChange=${(e) => onChange(field.path, e.target.checked ? {} : undefined)} />`;
+  }
+  const on = value === undefined ? Boolean(field.default) : value;
+  return html`<input type="checkbox" ...${common} checked=${on} onChange=${(e) => onChange(field.path, e.target.checked === Boolean(field.default) ? undefined : e.target.checked)} />`;
+}
+
+function Input({ field, value, common, onChange }) {
+  if (field.kind === "choice") {
+    const chosen = value === undefined ? field.default : value;
+    const set = (e) => {
+      const option = field.choices.find((one) => String(one) === e.target.value);
+      onChange(field.path, option === field.default ? undefined : option);
+    };
+    return html`<select ...${common} onChange=${set}>
+      ${field.nullable && html`<option value="" selected=${chosen === null || chosen === undefined}>–</option>`}
+      ${field.choices.map((option) => html`<option value=${String(option)} selected=${option === chosen}>${String(option)}</option>`)}</select>`;
+  }
+  return html`<${Typed} field=${field} value=${value} common=${common} onChange=${onChange} />`;
+}
+
+function Typed({ field, value, common, onChange }) {
+  const [text, setText] = useState(shown(value));
+  useEffect(() => {
+    if (parse(field, text) !== value && JSON.stringify(parse(field, text)) !== JSON.stringify(value)) setText(shown(value === null ? undefined : value));
+  }, [value]);
+  const typed = (e) => { setText(e.target.value); onChange(field.path, parse(field, e.target.value)); };
+  return html`<input type="text" ...${common} inputmode=${field.kind === "number" ? "decimal" : undefined} autocomplete="off" spellcheck=${false}
+    placeholder=${defaultText(field)} value=${text} onInput=${typed} />`;
+}

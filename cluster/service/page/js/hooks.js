@@ -1,0 +1,73 @@
+/** Hooks that views share: what the server says, kept fresh; the page's title; a value that settles. */
+import { useCallback, useEffect, useRef, useState } from "./html.js";
+
+/**
+ * {data, error, loading, reload}: of `load(signal)`, again when `deps` change and every `poll` ms while visible.
+ * With `keep` the old data stay until the new ones are there.
+ */
+export function useResource(load, deps, { poll = 0, keep = false } = {}) {
+  const [state, setState] = useState({ data: null, error: null, loading: true });
+  const [turn, setTurn] = useState(0);
+  const shown = useRef(null);
+  const key = JSON.stringify(deps);
+  useEffect(() => {
+    const stop = new AbortController();
+    const fresh = shown.current !== key;
+    if (fresh) setState((old) => ({ ...old, loading: true, error: null, data: keep ? old.data : null }));
+    let timer = 0;
+    const run = async () => {
+      try {
+        if (!document.hidden || fresh) {
+          const data = await load(stop.signal);
+          if (stop.signal.aborted) return;
+          shown.current = key;
+          setState({ data, error: null, loading: false });
+        }
+      } catch (error) {
+        if (stop.signal.aborted || error.name === "AbortError") return;
+        setState((old) => ({ ...old, error, loading: false }));
+      }
+      if (poll && !stop.signal.aborted) timer = setTimeout(run, poll);
+    };
+    run();
+    return () => { stop.abort(); clearTimeout(timer); };
+  }, [key, turn, poll]);
+  const reload = useCallback(() => setTurn((old) => old + 1), []);
+  return { ...state, reload };
+}
+
+export function useTitle(title) {
+  useEffect(() => { document.title = title ? `${title} · rlhf-online` : "rlhf-online"; }, [title]);
+}
+
+/** The value once it has not changed for `wait` ms. */
+export function useSettled(value, wait = 350) {
+  const [settled, setSettled] = useState(value);
+  useEffect(() => {
+    const timer = setTimeout(() => setSettled(value), wait);
+    return () => clearTimeout(timer);
+  }, [value, wait]);
+  return settled;
+}
+
+/** The theme's name, also after it was changed: canvases must be drawn anew. */
+export function useTheme() {
+  const [theme, setTheme] = useState(document.documentElement.dataset.theme);
+  useEffect(() => {
+    const changed = () => setTheme(document.documentElement.dataset.theme);
+    document.addEventListener("themechange", changed);
+    return () => document.removeEventListener("themechange", changed);
+  }, []);
+  return theme;
+}
+
+/** A value kept in the session's storage. */
+export function useStored(key, initial) {
+  const [value, setValue] = useState(() => {
+    try { return JSON.parse(sessionStorage.getItem(key)) ?? initial; } catch { return initial; }
+  });
+  useEffect(() => {
+    try { sessionStorage.setItem(key, JSON.stringify(value)); } catch { /* full or forbidden: kept in memory */ }
+  }, [key, value]);
+  return [value, setValue];
+}

@@ -1,0 +1,101 @@
+/** The config's JSON schema as forms need it: fields with help, range, default and the options that there are. Pure. */
+import { getIn, shown } from "./tree.js";
+
+const BOUNDS = [["minimum", "≥"], ["exclusiveMinimum", ">"], ["maximum", "≤"], ["exclusiveMaximum", "<"]];
+
+function resolve(root, node) {
+  while (node && node.$ref) node = { ...root.$defs[node.$ref.split("/").pop()], ...without(node, "$ref") };
+  return node || {};
+}
+
+function without(node, key) {
+  const { [key]: _, ...rest } = node;
+  return rest;
+}
+
+/** [the node itself or its only part that is not null, whether null is allowed] */
+function nonNull(root, node) {
+  const parts = (node.anyOf || []).map((part) => resolve(root, part));
+  const real = parts.filter((part) => part.type !== "null");
+  if (!parts.length) return [node, false];
+  const outer = without(node, "anyOf");
+  return [real.length === 1 ? { ...real[0], ...outer } : { ...outer, union: real }, real.length < parts.length];
+}
+
+/** {type: section} of a node that is told apart by `type`; null of any other. */
+export function kinds(root, given) {
+  const node = resolve(root, given);
+  if (node.discriminator) {
+    return Object.fromEntries(Object.entries(node.discriminator.mapping).map(([tag, ref]) => [tag, resolve(root, { $ref: ref })]));
+  }
+  const type = node.properties?.type;
+  const tags = type && (type.enum || (type.const !== undefined ? [type.const] : null));
+  return tags ? Object.fromEntries(tags.map((tag) => [tag, node])) : null;
+}
+
+export function section(root, name) {
+  return resolve(root, root.properties[name] || {});
+}
+
+/** What a leaf's enum offers, [] where it is none. */
+export function options(root, path) {
+  let node = root;
+  for (const part of path.split(".")) node = nonNull(root, resolve(root, resolve(root, node).properties?.[part] || {}))[0];
+  return node.enum || (node.const !== undefined ? [node.const] : []);
+}
+
+/** The fields of the section at `path` (nested sections flattened), for the types that `tree` has chosen. */
+export function fields(root, path, tree) {
+  return walk(root, root.properties[path], path, tree, true);
+}
+
+/** The fields of one reward of the list. */
+export function rewardFields(root, index, tree) {
+  return walk(root, root.properties.rewards.items, `rewards.${index}`, tree, true);
+}
+
+function walk(root, given, path, tree, required) {
+  const [node, nullable] = nonNull(root, resolve(root, given || {}));
+  const byType = kinds(root, node);
+  const chosen = byType ? byType[getIn(tree, `${path}.type`)] || Object.values(byType)[0] : node;
+  if (chosen.properties) {
+    const head = nullable ? [{ path, kind: "section", help: oneLine(node.description), node, nullable }] : [];
+    if (nullable && !getIn(tree, path)) return head;
+    const needs = chosen.required || [];
+    return head.concat(Object.entries(chosen.properties).flatMap(([key, child]) =>
+      byType && key === "type" ? [] : walk(root, child, `${path}.${key}`, tree, needs.includes(key))));
+  }
+  if (node.type === "array" && kinds(root, node.items || {})) return [];
+  return [leaf(node, path, nullable, required)];
+}
+
+function leaf(node, path, nullable, required) {
+  const choices = node.enum || (node.const !== undefined ? [node.const] : null);
+  const kind = choices ? "choice" : { boolean: "switch", integer: "number", number: "number", string: "text" }[node.type] || "value";
+  return { path, kind, choices, nullable, node, help: oneLine(node.description), default: node.default, required: required && !("default" in node), range: range(node, nullable) };
+}
+
+function range(node, nullable) {
+  const bounds = BOUNDS.filter(([key]) => key in node && Math.abs(node[key]) < 1e9).map(([key, sign]) => `${sign} ${node[key]}`);
+  const kind = { integer: "whole number", number: "number" }[node.type];
+  return kind ? [kind, bounds.join(", ")].filter(Boolean).join(" ") + (nullable ? ", or empty" : "") : "";
+}
+
+function oneLine(text) {
+  return (text || "").replace(/\s+/g, " ").trim();
+}
+
+/** What was typed as the config's value: undefined (take the default) of nothing; what does not fit stays text, which the plan refuses by name. */
+export function parse(field, text) {
+  const trimmed = text.trim();
+  if (trimmed === "") return undefined;
+  if (field.kind === "number") return Number.isFinite(Number(trimmed)) ? Number(trimmed) : trimmed;
+  if (field.kind === "text") return text;
+  try { return JSON.parse(trimmed); } catch { /* not JSON: a list of words, or text */ }
+  return field.node.type === "array" ? trimmed.split(",").map((part) => part.trim()) : text;
+}
+
+export function defaultText(field) {
+  if (field.required) return "required";
+  return field.default === null || field.default === undefined ? "" : shown(field.default);
+}

@@ -1,0 +1,35 @@
+/** The config's tree: read and changed by dotted paths, without changing the old one. Pure. */
+
+export function getIn(tree, path) {
+  return path.split(".").reduce((node, part) => (node === null || node === undefined ? undefined : node[part]), tree);
+}
+
+/** The tree with `value` at `path`; `undefined` takes the key out, and sections that became empty with it. */
+export function setIn(tree, path, value) {
+  const [head, ...rest] = path.split(".");
+  const copy = Array.isArray(tree) ? [...tree] : { ...tree };
+  if (rest.length) {
+    const inner = setIn(copy[head] ?? (/^\d+$/.test(rest[0]) ? [] : {}), rest.join("."), value);
+    if (value === undefined && !Array.isArray(inner) && Object.keys(inner).length === 0) delete copy[head];
+    else copy[head] = inner;
+  } else if (value === undefined && !Array.isArray(copy)) {
+    delete copy[head];
+  } else {
+    copy[head] = value;
+  }
+  return copy;
+}
+
+/** Every [dotted path, value] of a tree's leaves. */
+export function leaves(tree, prefix = "") {
+  if (tree !== null && typeof tree === "object" && Object.keys(tree).length) {
+    return Object.entries(tree).flatMap(([key, value]) => leaves(value, prefix ? `${prefix}.${key}` : key));
+  }
+  return [[prefix, tree]];
+}
+
+export function shown(value) {
+  if (value === undefined) return "";
+  if (typeof value === "number" && value !== 0 && Math.abs(value) < 1e-3) return value.toExponential().replace("e+", "e");
+  return typeof value === "string" ? value : JSON.stringify(value);
+}

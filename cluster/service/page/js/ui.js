@@ -1,0 +1,115 @@
+/** Small parts of every view: icons, states, notices, dialogs, code to copy. */
+import { html, useEffect, useRef, useState } from "./html.js";
+
+const PATHS = {
+  check: "M5 12.500l4.500 4.500L19 7.500",
+  cross: "M6 6l12 12M18 6L6 18",
+  alert: "M12 8v5M12 16.500v.01M10.300 4.200L2.700 17.500A2 2 0 004.400 20.500h15.200a2 2 0 001.700-3L13.700 4.200a2 2 0 00-3.400 0z",
+  info: "M12 11v5M12 8v.01M21 12a9 9 0 11-18 0 9 9 0 0118 0z",
+  plus: "M12 5v14M5 12h14",
+  upload: "M12 16V4M7 9l5-5 5 5M4 16v3a2 2 0 002 2h12a2 2 0 002-2v-3",
+  download: "M12 4v12M7 11l5 5 5-5M4 20h16",
+  sun: "M12 4V2M12 22v-2M4 12H2M22 12h-2M5.600 5.600L4.200 4.200M19.800 19.800l-1.400-1.400M5.600 18.400l-1.400 1.400M19.800 4.200l-1.400 1.400M16 12a4 4 0 11-8 0 4 4 0 018 0z",
+  moon: "M20 14.500A8.500 8.500 0 019.500 4 8.500 8.500 0 1020 14.500z",
+};
+
+export function Icon({ name }) {
+  return html`<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round"
+    stroke-linejoin="round" aria-hidden="true" focusable="false"><path d=${PATHS[name]} /></svg>`;
+}
+
+export function Button({ kind = "", slim, icon, children, busy, ...rest }) {
+  return html`<button type="button" class="button ${kind} ${slim ? "slim" : ""}" aria-busy=${busy ? "true" : undefined} ...${rest}>
+    ${icon && html`<${Icon} name=${icon} />`}${children}</button>`;
+}
+
+export function State({ state }) {
+  return html`<span class="state ${state}">${state}</span>`;
+}
+
+export function Notice({ kind = "", title, children, alert }) {
+  const icon = { bad: "alert", warn: "alert", good: "check" }[kind] || "info";
+  return html`<div class="notice ${kind}" role=${alert ? "alert" : undefined}><${Icon} name=${icon} />
+    <div>${title && html`<strong>${title}</strong>${children ? html`<br />` : ""}`}${children}</div></div>`;
+}
+
+/** What went wrong with a request, and a way to try again. */
+export function Failure({ error, again }) {
+  if (!error || error.status === 401) return null;
+  const details = error.details || [];
+  return html`<${Notice} kind="bad" alert>
+    ${error.message}
+    ${details.length > 0 && html`<ul>${details.slice(0, 20).map((d) => html`<li>${d.path ? html`<span class="mono">${d.path}</span>: ` : ""}${d.message}</li>`)}</ul>`}
+    ${again && html`${" "}<a href="#" onClick=${(event) => { event.preventDefault(); again(); }}>Try again</a>`}
+  <//>`;
+}
+
+/** Text in which what stands in backticks is code. */
+export function Words({ text }) {
+  return (text || "").split("`").map((part, i) => (i % 2 ? html`<code>${part}</code>` : part));
+}
+
+export function Empty({ title, children }) {
+  return html`<div class="empty"><h2>${title}</h2>${children}</div>`;
+}
+
+export function Loading({ lines = 3, height = 44 }) {
+  return html`<div class="stack tight" role="status" aria-label="Loading">
+    ${Array.from({ length: lines }, () => html`<div class="ghost" style=${{ height: `${height}px` }}></div>`)}</div>`;
+}
+
+export function Meter({ value, of, state = "", label }) {
+  const share = of ? Math.min(1, value / of) : 0;
+  return html`<div class="meter ${state}" role="progressbar" aria-label=${label} aria-valuemin="0" aria-valuemax=${of}
+    aria-valuenow=${value}><span style=${{ width: `${share * 100}%` }}></span></div>`;
+}
+
+/** A modal dialog; Escape and the backdrop close it. */
+export function Dialog({ title, onClose, children }) {
+  const box = useRef(null);
+  useEffect(() => {
+    const dialog = box.current;
+    dialog.showModal();
+    return () => dialog.close();
+  }, []);
+  return html`<dialog ref=${box} aria-label=${title} onCancel=${(e) => { e.preventDefault(); onClose(); }}
+    onClick=${(e) => e.target === box.current && onClose()}>
+    <div class="stack"><h2>${title}</h2>${children}</div></dialog>`;
+}
+
+async function copyText(text) {
+  if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
+  const area = document.createElement("textarea"); // an address that is not secure has no clipboard
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
+
+export function Code({ text, label, wrap }) {
+  const [copied, setCopied] = useState(false);
+  const copy = async () => {
+    try { await copyText(text); setCopied(true); setTimeout(() => setCopied(false), 1600); } catch { setCopied(false); }
+  };
+  return html`<div class="code ${wrap ? "wrap" : ""}"><pre tabindex="0" aria-label=${label}><code>${text}</code></pre>
+    <${Button} slim onClick=${copy} aria-label="Copy: ${label}"><span aria-live="polite">${copied ? "Copied" : "Copy"}</span><//></div>`;
+}
+
+/** Links as tabs: `tabs` is [[name, title, address], …]. */
+export function Tabs({ tabs, current, label }) {
+  const box = useRef(null);
+  useEffect(() => {
+    const tab = box.current.querySelector("[aria-current]");
+    if (tab) box.current.scrollLeft = tab.offsetLeft - box.current.offsetLeft - 40;
+  }, [current]);
+  return html`<nav class="tabs" aria-label=${label} ref=${box}>${tabs.map(
+    ([name, title, address]) => html`<a href=${address} aria-current=${name === current ? "page" : undefined}>${title}</a>`,
+  )}</nav>`;
+}
+
+export function Talk({ messages }) {
+  return html`<div class="talk">${messages.map(
+    (turn) => html`<div class="turn ${turn.role}"><span class="who">${turn.role}</span>${turn.content}</div>`,
+  )}</div>`;
+}

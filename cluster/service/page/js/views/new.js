@@ -1,0 +1,59 @@
+/** A new run in four steps: model, dataset, settings, review. The draft is kept in the session. */
+import { newKey, request } from "../api.js";
+import { html, useCallback, useMemo } from "../html.js";
+import { useResource, useSettled, useStored, useTitle } from "../hooks.js";
+import { setIn } from "../tree.js";
+import { Failure, Icon, Loading } from "../ui.js";
+import { DataStep } from "./new-data.js";
+import { ModelStep } from "./new-model.js";
+import { ReviewStep } from "./new-review.js";
+import { SettingsStep } from "./new-settings.js";
+
+const STEPS = [["model", "Model"], ["data", "Dataset"], ["settings", "Settings"], ["review", "Review"]];
+export const DRAFT = "rlhf-draft";
+
+export function emptyDraft() {
+  return { tree: { algorithm: { type: "grpo" } }, dataset: null, key: newKey() };
+}
+
+/** The step on which a problem is mended. */
+export function stepOf(path) {
+  if (path === "policy" || path === "policy.model" || path === "rewards" || /^rewards\.\d+\.(model|path|url|type)/.test(path)) return "model";
+  if (path === "data" || path.startsWith("data.prompts") || /[/\\]|\.(jsonl|gz|parquet)\b/.test(path)) return "data"; // a file's name
+  return "settings";
+}
+
+export function NewRun({ step }) {
+  useTitle("New run");
+  const [draft, setDraft] = useStored(DRAFT, emptyDraft());
+  const schema = useResource((signal) => request("/schema/config", { signal }), []);
+  const service = useResource((signal) => request("/service", { signal }), []);
+  const settled = useSettled(draft.tree);
+  const plan = useResource((signal) => request("/plan", { method: "POST", body: settled, signal }), [settled], { keep: true });
+  const current = settled === draft.tree && !plan.loading;
+  const change = useCallback((path, value) => setDraft((old) => ({ ...old, key: newKey(), tree: setIn(old.tree, path, value) })), []);
+  const problems = plan.data?.problems || [];
+  const done = useMemo(() => ({
+    model: Boolean(plan.data && draft.tree.policy?.model) && !problems.some((p) => stepOf(p.path) === "model"),
+    data: Boolean(plan.data && draft.tree.data?.prompts) && !problems.some((p) => stepOf(p.path) === "data"),
+    settings: Boolean(plan.data) && !problems.some((p) => stepOf(p.path) === "settings"),
+    review: false,
+  }), [draft, plan.data]);
+  const error = schema.error || service.error;
+  const known = { draft, setDraft, change, problems, plan, current, schema: schema.data, service: service.data, done };
+  const View = { model: ModelStep, data: DataStep, settings: SettingsStep, review: ReviewStep }[step] || ModelStep;
+  return html`<div class="narrow stack wide">
+    <h1>New run</h1>
+    <nav class="steps" aria-label="The four steps">${STEPS.map(([name, title], index) => html`
+      <a href="#/new/${name}" class=${done[name] && name !== step ? "done" : ""} aria-current=${name === step ? "step" : undefined}>
+        <span class="mark">${done[name] && name !== step ? html`<${Icon} name="check" />` : index + 1}</span><span>${title}</span></a>`)}</nav>
+    ${error ? html`<${Failure} error=${error} again=${() => { schema.reload(); service.reload(); }} />`
+      : !schema.data || !service.data ? html`<${Loading} lines=${5} />` : html`<${View} ...${known} />`}
+  </div>`;
+}
+
+/** Back and on, at the foot of a step. */
+export function Foot({ back, next, title = "Go on", children }) {
+  return html`<div class="foot">${back ? html`<a class="button" href="#/new/${back}">Back</a>` : html`<span></span>`}
+    ${children || html`<a class="button primary" href="#/new/${next}">${title}</a>`}</div>`;
+}

@@ -1,0 +1,60 @@
+/** The trained model beside its base: the same question to both. */
+import { events } from "../api.js";
+import { html, useEffect, useRef, useState } from "../html.js";
+import { Button, Failure, Talk } from "../ui.js";
+
+const SIDES = [["trained", "After training"], ["base", "Before"]];
+
+export function Chat({ id }) {
+  const [talks, setTalks] = useState({ trained: [], base: [] });
+  const [text, setText] = useState("");
+  const [system, setSystem] = useState("");
+  const [temperature, setTemperature] = useState("1.0");
+  const [longest, setLongest] = useState("256");
+  const [note, setNote] = useState("");
+  const [error, setError] = useState(null);
+  const [busy, setBusy] = useState(false);
+  const stop = useRef(null);
+  useEffect(() => () => stop.current?.abort(), []);
+  const add = (who, piece) => setTalks((old) => {
+    const turns = [...old[who]];
+    const last = turns.at(-1);
+    if (last?.role === "assistant") turns[turns.length - 1] = { ...last, content: last.content + piece };
+    else turns.push({ role: "assistant", content: piece });
+    return { ...old, [who]: turns };
+  });
+  const send = async (event) => {
+    event?.preventDefault();
+    if (!text.trim() || busy) return;
+    const turn = { role: "user", content: text };
+    const body = { trained: [...talks.trained, turn], base: [...talks.base, turn], max_tokens: Number(longest) || 256, temperature: Number(temperature) || 1, system: system.trim() || null };
+    setTalks({ trained: body.trained, base: body.base });
+    setText(""); setError(null); setBusy(true); setNote("asking");
+    stop.current = new AbortController();
+    try {
+      for await (const { event: kind, data } of events(`/runs/${encodeURIComponent(id)}/chat`, { method: "POST", body, signal: stop.current.signal })) {
+        if (kind === "state") setNote(data.message);
+        if (kind === "piece") { setNote(""); add(data.who, data.text); }
+        if (kind === "error") setError(data);
+      }
+    } catch (problem) {
+      if (problem.name !== "AbortError") setError(problem);
+    }
+    setBusy(false); setNote("");
+  };
+  const keys = (e) => { if (e.key === "Enter" && !e.shiftKey && !e.isComposing) send(e); };
+  return html`<div class="stack">
+    <div class="sides">${SIDES.map(([who, title]) => html`<section class="card stack" aria-label=${title} aria-live="polite"><h2 class="minor">${title}</h2>
+      ${talks[who].length ? html`<${Talk} messages=${talks[who]} />` : html`<p class="muted">Ask something below; both answer.</p>`}</section>`)}</div>
+    ${error && html`<${Failure} error=${error} />`}
+    <form class="card stack" onSubmit=${send}>
+      <div class="field"><label for="chat-text">Your turn</label><textarea id="chat-text" rows="3" value=${text} onInput=${(e) => setText(e.target.value)} onKeyDown=${keys}></textarea></div>
+      <div class="row between"><span class="live" role="status">${note}</span><span class="row">
+        ${talks.trained.length > 0 && html`<${Button} kind="quiet" disabled=${busy} onClick=${() => setTalks({ trained: [], base: [] })}>Begin anew<//>`}
+        ${busy ? html`<${Button} onClick=${() => stop.current?.abort()}>Stop<//>` : html`<button class="button primary" disabled=${!text.trim()}>Send</button>`}</span></div>
+      <details><summary>How they answer</summary><div class="settings">
+        <div class="field"><label for="chat-system">System turn</label><input id="chat-system" type="text" value=${system} onInput=${(e) => setSystem(e.target.value)} /></div>
+        <div class="field"><label for="chat-temperature">Temperature</label><input id="chat-temperature" type="text" inputmode="decimal" value=${temperature} onInput=${(e) => setTemperature(e.target.value)} /></div>
+        <div class="field"><label for="chat-longest">Longest answer, in tokens</label><input id="chat-longest" type="text" inputmode="numeric" value=${longest} onInput=${(e) => setLongest(e.target.value)} /></div></div></details>
+    </form></div>`;
+}

@@ -1,0 +1,137 @@
+"""Which paths a config from the network may name, and what of a config may be shown.
+
+A config names files, models and code; whoever may call the API must not read or run what the operator has not
+allowed. It knows the keys that hold paths, and the operator's folders.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.config import RunConfig
+from cluster.service.settings import Settings
+from trainers.errors import Problem, UserError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+_WILDCARD = re.compile(r"[*?\[]")
+_FILES = ("prompts", "eval_prompts")
+_LONGEST_PATH = 4096
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRET_QUERY = re.compile(r"([?&][^=&\s]*(?:token|key|secret|password|signature|sig)[^=&\s]*=)[^&\s\"']+", re.I)
+
+
+def vet(config: RunConfig, settings: Settings, *, trusted: Mapping[str, Any] | None = None) -> list[Problem]:
+    """What a config names and must not. Values that `trusted`, the config of an existing run, has too may stay."""
+    tree = config.model_dump(mode="json")
+    known = {value for _, value in _leaves(trusted or {}) if isinstance(value, str)}
+    problems = []
+    for path, value in _leaves(tree):
+        if isinstance(value, str) and value not in known and (check := _check_for(path)) is not None:
+            problem = _bad_text(value) or check(value, settings)
+            problems += [Problem(path, problem)] if problem else []
+    return problems
+
+
+def owned(tree: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """The tree with the service's own `root`. UserError where it names another."""
+    if tree.get("root") not in (None, str(settings.root)):
+        raise UserError([Problem("root", f"runs of this service lie in {settings.root}; leave it out")])
+    return {**tree, "root": str(settings.root)}
+
+
+def _check_for(path: str) -> Callable[[str, Settings], str | None] | None:
+    parts = [part for part in path.split(".") if not part.isdecimal()]
+    if parts[0] == "data" and len(parts) == 2 and parts[1] in _FILES:
+        return _check_file
+    if parts[-1] == "model":
+        return _check_model
+    return _check_function if parts == ["rewards", "path"] else None
+
+
+def _bad_text(value: str) -> str | None:
+    if len(value) > _LONGEST_PATH:
+        return f"is longer than any path ({_LONGEST_PATH} characters)"
+    if "\0" in value or not value.isprintable():
+        return "holds characters that no path has"
+    return None
+
+
+def _check_file(value: str, settings: Settings) -> str | None:
+    allowed = [*settings.data_roots, str(settings.datasets)]
+    advice = "upload it, or ask the operator to allow its folder (rlhf serve --data)"
+    if "://" in value or "::" in value:
+        plain = "::" not in value and ".." not in value.split("/")
+        inside = plain and any("://" in root and value.startswith(f"{root.rstrip('/')}/") for root in allowed)
+        return None if inside else f"this address is not allowed; {advice}"
+    fixed = _WILDCARD.split(value)[0]
+    folder = value if fixed == value else fixed.rpartition("/")[0] or "/"
+    if ".." in value.split("/"):
+        return "must not hold .."
+    inside = any("://" not in root and _inside(folder, Path(root)) for root in allowed)
+    return None if inside else f"is not in a folder that prompts may come from; {advice}"
+
+
+def _check_model(value: str, settings: Settings) -> str | None:
+    if not value.startswith("/"):
+        if _HUB_ID.fullmatch(value) and not os.path.exists(value):
+            return None
+        return "expected the whole path of a model (GET /models lists them) or the id of one on the hub"
+    if any(_inside(value, root) for root in settings.model_roots):
+        return None
+    real = Path(os.path.realpath(value))
+    if real.name == "model" and real.parent.parent == settings.root:
+        return None
+    return "is not in a folder that models may come from; ask the operator to allow it (rlhf serve --models)"
+
+
+def _check_function(value: str, settings: Settings) -> str | None:
+    file = value.rpartition(":")[0]
+    if any(_inside(file, root) for root in settings.reward_roots):
+        return None
+    return "is not in a folder that reward functions may come from; ask the operator (rlhf serve --reward-files)"
+
+
+def _inside(value: str, root: Path) -> bool:
+    """Whether an absolute path lies in a folder once links are followed."""
+    return value.startswith("/") and Path(os.path.realpath(value)).is_relative_to(root)
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _leaves(value, f"{prefix}.{index}")
+    else:
+        yield prefix, node
+
+
+def redacted(node: Any) -> Any:
+    """The same tree with the secrets in addresses shown as ***.
+
+    >>> redacted({"url": "https://me:pass@judge/score?api_key=5"})
+    {'url': 'https://***@judge/score?api_key=***'}
+    """
+    if isinstance(node, str):
+        return _SECRET_QUERY.sub(r"\1***", _USERINFO.sub("***@", node))
+    if isinstance(node, Mapping):
+        return {key: redacted(value) for key, value in node.items()}
+    return [redacted(item) for item in node] if isinstance(node, list) else node
+
+
+def short_yaml(config: RunConfig) -> str:
+    """The config as a person would write it: only what differs from the defaults."""
+    tree = config.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+
+
+def model_problem(value: str, settings: Settings) -> str | None:
+    """Why a model of this path or id may not be used; None: it may."""
+    return _bad_text(value) or _check_model(value, settings)

@@ -1,0 +1,122 @@
+"""The other side of `cluster/service/helper.py`: a process that plans, checks files and chats, one request at a time.
+
+Here torch and transformers are imported, each when it is first needed. Requests come as lines on standard input,
+answers go as lines to what was standard output; anything else that is printed goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from trainers.errors import Problem, UserError
+
+_MOST_MEMORY = 16 << 30  # bytes of address space for a file that may unpack to anything
+Work = Callable[[Mapping[str, Any]], Any]
+
+
+def plan(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """`cluster.plan` of a config tree."""
+    from cluster.config import parse_config
+    from cluster.plan import as_json, make_plan
+
+    return as_json(make_plan(parse_config(arguments["config"]), gpus=arguments["gpus"]))
+
+
+def check_file(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The report on one prompt file."""
+    from trainers.data.check import CheckOptions, check
+
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
+    try:
+        return check(arguments["path"], CheckOptions()).as_json()
+    except MemoryError:
+        problem = f"reading it takes more than {_MOST_MEMORY >> 30} GiB; write it again in smaller pieces"
+        raise UserError([Problem("file", problem)]) from None
+
+
+def rows(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Some rows of a prompt file, for the page."""
+    from cluster.service.rows import read_rows
+
+    path = Path(arguments["path"])
+    try:
+        return read_rows(path, count=arguments["count"], offset=arguments["offset"])
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError([Problem(path.name, f"cannot be shown: {error}")]) from error
+
+
+def lengths(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The report on one prompt file with its prompts' lengths in a model's tokens."""
+    from trainers.data.chat import ChatEncoder
+    from trainers.data.check import CheckOptions, check
+
+    encoder = ChatEncoder.load(arguments["model"])
+    options = CheckOptions(encoder=encoder, max_prompt_tokens=arguments["max_prompt_tokens"], strip_responses=True)
+    return check(arguments["path"], options).as_json()
+
+
+class Chat:
+    """Answers of a trained model and of its base; models stay loaded until others are asked for."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, Any] = {}
+
+    def __call__(self, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Pieces as they are written: {"who", "text"}; {"who", "end": true}; {"state"} while loading."""
+        from cluster.chat import ChatModel, ChatOptions
+
+        options = ChatOptions(
+            max_tokens=arguments["max_tokens"], temperature=arguments["temperature"], system=arguments["system"]
+        )
+        wanted = {name: arguments["models"][name] for name in arguments["histories"]}
+        self._models = {path: model for path, model in self._models.items() if path in wanted.values()}
+        for path in wanted.values():
+            if path not in self._models:
+                yield {"state": "loading the models"}
+                self._models[path] = ChatModel(path)
+        for who, history in arguments["histories"].items():
+            for text in self._models[wanted[who]].stream(history, options):
+                if text:
+                    yield {"who": who, "text": text}
+            yield {"who": who, "end": True}
+
+
+def serve(requests: TextIO, answers: TextIO) -> None:
+    """Answer every request until the input ends."""
+    works: dict[str, Work] = {"plan": plan, "check": check_file, "rows": rows, "lengths": lengths, "chat": Chat()}
+    for line in requests:
+        request = json.loads(line)
+
+        def answer(**parts: Any) -> None:
+            answers.write(json.dumps(parts) + "\n")
+            answers.flush()
+
+        try:
+            result = works[request["work"]](request["arguments"])
+            if isinstance(result, Iterator):
+                for piece in result:
+                    answer(piece=piece)
+                result = None
+            answer(result=result)
+        except UserError as error:
+            answer(problems=[(problem.where, problem.message) for problem in error.problems])
+        except Exception:  # noqa: BLE001 - the named boundary: the service logs it and answers with an error
+            answer(failed=traceback.format_exc())
+
+
+def main() -> None:
+    """Keep the answers' channel apart from whatever libraries print."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

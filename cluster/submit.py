@@ -1,0 +1,93 @@
+"""`rlhf submit` and `rlhf runs stop`: a run as a Ray job, started and stopped without the service.
+
+It knows what the service knows of Ray Jobs, so that the service shows such a run and can stop it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from cluster.config import RunConfig
+from cluster.plan import find_problems
+from cluster.run_directory import RunDirectory
+from cluster.runs import find_run
+from cluster.service.ray_cluster import RayCluster
+from cluster.service.run_view import Job, interrupt, not_started, read_job, view, write_job
+from trainers.errors import Problem, UserError
+
+_EXIT: Final = {"succeeded": 0, "failed": 1, "stopped": 130, "paused": 130}
+_POLL_S = 0.5
+
+
+def submit(config: RunConfig, *, address: str | None, follow: bool) -> int:
+    """Start the run and say where it lies; with `follow` its exit code. UserError where the cluster is not there."""
+    if problems := find_problems(config):
+        raise UserError(problems)
+    root = Path(config.root).resolve()
+    cluster = _cluster(root, address)
+    run = RunDirectory.create(root, config.name, config.model_copy(update={"root": str(root)}))
+    job = Job(since=time.time(), submission=f"{run.path.name}-{secrets.token_hex(3)}")
+    write_job(run, job)
+    assert job.submission is not None
+    try:
+        asyncio.run(cluster.submit(run, job.submission))
+    except (RuntimeError, OSError, TimeoutError) as error:
+        run.update(state="stopped")
+        raise UserError([Problem("--address", f"Ray did not take the run: {error}")]) from error
+    print(f"submitted {run.path}", flush=True)
+    return _follow(run, cluster, job.submission) if follow else 0
+
+
+def stop(root: Path, run_id: str) -> str:
+    """Ask a run to stop; what was done, in words. UserError where it cannot be."""
+    found = find_run(root, run_id)
+    run = RunDirectory(found.path)
+    state = view(run).state
+    if state not in ("queued", "running"):
+        raise UserError([Problem(found.id, f"the run is {state}; there is nothing to stop")])
+    job = read_job(run)
+    if job is not None and job.submission is None:
+        raise UserError([Problem(found.id, "the run waits in the service's queue; stop it there")])
+    if not interrupt(run):  # its process is not here
+        if job is None or job.submission is None:
+            raise UserError([Problem(found.id, "its process is not on this machine; stop it where it was started")])
+        write_job(run, job.model_copy(update={"asked": "stop"}))
+        if not asyncio.run(_cluster(root.resolve(), None).stop(job.submission)):
+            raise UserError([Problem(found.id, "Ray did not answer; try again")])
+    return f"{found.id} was asked to stop; it saves a checkpoint first"
+
+
+def _cluster(root: Path, address: str | None) -> RayCluster:
+    cluster = RayCluster(root / ".service", address or os.environ.get("RAY_ADDRESS") or None, start=False)
+    asyncio.run(cluster.connect())
+    if cluster.problem is not None:
+        raise UserError([Problem("--address", cluster.problem)])
+    return cluster
+
+
+def _follow(run: RunDirectory, cluster: RayCluster, submission: str) -> int:
+    """Show what the run's process writes, until it has ended."""
+    log = run.logs / "driver.log"
+    shown = 0
+    while True:
+        gone = asyncio.run(cluster.ended(submission))
+        state = view(run).state  # before the log: what it wrote last is then there
+        if gone and state == "queued":
+            run.update(state="failed", error=not_started(run))
+            state = "failed"
+        if log.exists():
+            with log.open("rb") as file:
+                file.seek(shown)
+                text = file.read()
+            shown += len(text)
+            sys.stdout.write(text.decode("utf-8", "replace"))
+            sys.stdout.flush()
+        if state in _EXIT:
+            return _EXIT[state]
+        time.sleep(_POLL_S)

@@ -1,0 +1,101 @@
+"""Work in a process of its own: answers, errors, deadlines, and what is left when somebody leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.service.errors import ApiError
+from cluster.service.helper import Helper
+from trainers.errors import UserError
+
+
+@pytest.fixture
+async def helper() -> AsyncIterator[Helper]:
+    found = Helper("test")
+    yield found
+    await found.close()
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> dict[str, object]:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    return {"path": str(path), "count": 1, "offset": 1}
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> dict[str, object]:
+    """A file that nobody writes: whoever opens it waits."""
+    path = tmp_path / "endless.jsonl"
+    os.mkfifo(path)
+    return {"path": str(path), "count": 1, "offset": 0}
+
+
+def children() -> list[int]:
+    found = psutil.Process().children()
+    return [child.pid for child in found if "cluster.service.work" in child.cmdline()]
+
+
+async def test_it_answers_and_stays_for_the_next(helper: Helper, prompts: dict[str, object]) -> None:
+    first = await helper.call("rows", prompts, deadline_s=60)
+    (pid,) = children()
+    assert [row["messages"][0]["content"] for row in first] == ["b"]
+    assert await helper.call("rows", prompts, deadline_s=60) == first
+    assert children() == [pid]
+    await helper.close()
+    assert children() == []
+
+
+async def test_a_users_mistake_comes_back_as_one(helper: Helper, tmp_path: Path) -> None:
+    missing = {"path": str(tmp_path / "none.jsonl"), "count": 1, "offset": 0}
+    with pytest.raises(UserError, match="cannot be shown"):
+        await helper.call("rows", missing, deadline_s=60)
+    assert len(children()) == 1
+
+
+async def test_our_own_mistake_is_logged_and_not_shown(helper: Helper, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ApiError) as caught:
+        await helper.call("no such work", {}, deadline_s=60)
+    assert (caught.value.status_code, caught.value.code) == (500, "internal")
+    assert "KeyError" not in str(caught.value.detail)
+    assert "KeyError" in caplog.text
+
+
+async def test_a_deadline_ends_the_process_and_the_next_request_has_another(
+    helper: Helper, prompts: dict[str, object], endless: dict[str, object]
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        await helper.call("rows", endless, deadline_s=0.5)
+    assert (caught.value.status_code, caught.value.code) == (503, "deadline")
+    assert children() == []
+    assert len(await helper.call("rows", prompts, deadline_s=60)) == 1
+
+
+async def test_whoever_leaves_ends_the_work(helper: Helper, endless: dict[str, object]) -> None:
+    asked = asyncio.create_task(helper.call("rows", endless, deadline_s=60))
+    while not children():  # noqa: ASYNC110 - a process can only be looked for
+        await asyncio.sleep(0.01)
+    assert helper.busy
+    asked.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asked
+    assert not helper.busy
+    assert children() == []
+
+
+async def test_a_process_that_dies_is_an_error_and_not_an_endless_wait(
+    helper: Helper, prompts: dict[str, object], endless: dict[str, object]
+) -> None:
+    await helper.call("rows", prompts, deadline_s=60)
+    asked = asyncio.create_task(helper.call("rows", endless, deadline_s=60))
+    await asyncio.sleep(0)
+    psutil.Process(children()[0]).kill()
+    with pytest.raises(ApiError, match="without an answer"):
+        await asked

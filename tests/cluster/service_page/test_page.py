@@ -1,0 +1,305 @@
+"""The page in a real Chromium: from an upload to a started run, and what happens when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import Open
+from playwright.sync_api import Page, expect
+from stand_in import StandIn
+from stand_in_state import Service
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+PROMPTS = "".join(json.dumps({"prompt": f"Write haiku number {i}."}) + "\n" for i in range(30))
+
+
+def file(tmp_path: Path, name: str, content: str) -> Path:
+    path = tmp_path / name
+    path.write_text(content)
+    return path
+
+
+def upload(page: Page, path: Path) -> None:
+    page.locator("input[type=file]").set_input_files(path)
+
+
+def drafted(page: Page, section: str, wanted: object) -> None:
+    """Wait until the draft's section is this; it is stored after it is shown."""
+    same = """([name, text]) => JSON.stringify(JSON.parse(sessionStorage.getItem("rlhf-draft")).tree[name]) === text"""
+    page.wait_for_function(same, arg=[section, json.dumps(wanted, separators=(",", ":"))])
+
+
+def test_from_an_upload_to_a_finished_run(browse: Open, service: Service, tmp_path: Path) -> None:
+    page = browse().open()
+    expect(page.get_by_role("heading", name="No runs yet")).to_be_visible()
+    page.get_by_role("link", name="Start the first run").click()
+    page.get_by_role("radio", name=re.compile("qwen3-0.6b-sft")).check()
+    page.get_by_role("radio", name=re.compile("preference-rm")).check()
+    page.get_by_label("Use of correct").select_option("watched")
+    page.get_by_role("link", name="Go on").click()
+
+    upload(page, file(tmp_path, "prompts.jsonl", PROMPTS))
+    expect(page.get_by_role("heading", name="RLHF Online, 30 prompts, ready")).to_be_visible()
+    expect(page.get_by_text("Write haiku number 0.")).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile("Prompt lengths"))).to_be_visible()
+    page.get_by_role("link", name="Go on").click()
+
+    expect(page.get_by_role("radio", name=re.compile("RLHF, online"))).to_be_checked()
+    expect(page.get_by_role("radio", name=re.compile("^GRPO"))).to_be_checked()
+    page.get_by_label("KL coefficient", exact=True).fill("0.08")
+    page.get_by_label("Steps", exact=True).fill("12")
+    page.get_by_role("link", name="Review", exact=True).last.click()
+
+    page.get_by_label("What is the run called?").fill("haiku")
+    expect(page.get_by_text("32 prompts × 8 completions = 256 samples a step")).to_be_visible()
+    expect(page.get_by_label("config.yaml", exact=True)).to_contain_text("coef: 0.08")
+    expect(page.get_by_label("command that submits to a cluster", exact=True)).to_have_text("rlhf submit config.yaml")
+    page.get_by_role("button", name="Start training").click()
+
+    expect(page.get_by_role("heading", name="haiku")).to_be_visible()
+    expect(page.locator(".run-head .state")).to_have_text("succeeded")
+    expect(page.get_by_role("img", name=re.compile(r"^Reward, 12 points to step 12"))).to_be_visible()
+    ((_, sent),) = [body for body in service.bodies if body[0] == "/api/v1/runs"]
+    assert sent["name"] == "haiku"
+    assert sent["policy"] == {"model": "/srv/models/qwen3-0.6b-sft"}
+    assert [(r["type"], r.get("weight")) for r in sent["rewards"]] == [("model", None), ("function", 0)]
+    assert sent["algorithm"] == {"type": "grpo", "kl": {"coef": 0.08}}
+    assert sent["train"] == {"steps": 12}
+
+    page.get_by_role("link", name="Chat").click()
+    page.get_by_label("Your turn").fill("25 * 4 + 10 = ?")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("region", name="After training")).to_contain_text("The answer is 110.")
+    expect(page.get_by_role("region", name="Before")).to_contain_text("I like numbers.")
+
+
+@pytest.mark.parametrize(
+    ("content", "verdict", "advice"),
+    [
+        ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', "Preference pairs, 1 prompt, not ready", "for DPO"),
+        ('{"prompt": "a"}\nnot json\n', "RLHF Online, 1 prompt, not ready", "1 problem by line"),
+        ('{"text": "once upon a time"}\n', "Plain text, 1 prompt, not ready", "needs a prompt"),
+    ],
+)
+def test_a_file_that_is_not_ready(browse: Open, tmp_path: Path, content: str, verdict: str, advice: str) -> None:
+    page = browse().open("#/new/data")
+    upload(page, file(tmp_path, "bad.jsonl", content))
+    expect(page.get_by_role("heading", name=verdict)).to_be_visible()
+    expect(page.get_by_label("The dataset")).to_contain_text(advice)
+
+
+def test_a_file_is_dropped(browse: Open) -> None:
+    page = browse().open("#/new/data")
+    target = page.get_by_role("region", name="Upload prompts")
+    expect(target).to_be_visible()
+    transfer = page.evaluate_handle(
+        """(text) => { const data = new DataTransfer();
+          data.items.add(new File([text], "dropped.jsonl")); return data; }""",
+        PROMPTS,
+    )
+    target.dispatch_event("dragover", {"dataTransfer": transfer})
+    expect(target).to_have_class(re.compile("over"))
+    target.dispatch_event("drop", {"dataTransfer": transfer})
+    expect(page.get_by_role("heading", name="RLHF Online, 30 prompts, ready")).to_be_visible()
+    expect(page.get_by_text("dropped.jsonl").first).to_be_visible()
+
+
+def test_a_file_that_is_too_large_is_not_sent(browse: Open, service: Service, tmp_path: Path) -> None:
+    service.upload_limit = 100
+    page = browse().open("#/new/data")
+    upload(page, file(tmp_path, "large.jsonl", PROMPTS))
+    expect(page.get_by_role("alert")).to_contain_text("large.jsonl has 1.1 KiB, the limit is 100 B")
+    assert service.datasets == {}
+
+
+def test_responses_can_be_left_out(browse: Open, tmp_path: Path) -> None:
+    page = browse().open("#/new/data")
+    upload(page, file(tmp_path, "sft.jsonl", '{"prompt": "a", "response": "b"}\n'))
+    expect(page.get_by_role("heading", name="Prompts with responses (SFT), 1 prompt, not ready")).to_be_visible()
+    page.get_by_role("button", name="Use the prompts only").click()
+    expect(page.get_by_role("heading", name="Prompts with responses (SFT), 1 prompt, ready")).to_be_visible()
+
+
+def test_wrong_settings_are_told_at_the_field_and_cannot_be_started(browse: Open) -> None:
+    page = browse().open("#/new/settings")
+    steps = page.get_by_label("Steps", exact=True)
+    steps.fill("-3")
+    expect(steps).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#f-train-steps-error")).to_contain_text("≥ 1")
+    rate = page.get_by_label("Learning rate", exact=True)
+    rate.fill("fast")
+    expect(page.locator("#f-train-learning_rate-error")).to_contain_text("fast")
+    expect(page.get_by_role("radio", name=re.compile("^PPO"))).to_be_disabled()
+    page.get_by_role("link", name="Review", exact=True).last.click()
+    expect(page.get_by_role("button", name="Start training")).to_be_disabled()
+    expect(page.get_by_role("alert").first).to_contain_text("train.steps")
+
+
+def test_what_the_schema_offers_is_offered(browse: Open, service: Service) -> None:
+    """Another schema, as further algorithms would make it: told apart by type, with a section that may be null."""
+    teacher = {"type": "object", "properties": {"model": {"type": "string"}}, "required": ["model"]}
+    lora = {"type": "object", "properties": {"r": {"type": "integer", "minimum": 1, "default": 16}}}
+    schema = json.loads(json.dumps(service.schema))
+    grpo = schema["properties"]["algorithm"]["$ref"]
+    gkd = {"type": "object", "properties": {"type": {"const": "gkd"}, "teacher": {"$ref": "#/$defs/Teacher"}}}
+    schema["$defs"] |= {"Teacher": teacher, "Lora": lora, "GKD": gkd | {"required": ["teacher"]}}
+    schema["properties"]["algorithm"] = {
+        "discriminator": {"mapping": {"grpo": grpo, "gkd": "#/$defs/GKD"}, "propertyName": "type"},
+        "oneOf": [{"$ref": grpo}, {"$ref": "#/$defs/GKD"}],
+    }
+    policy = schema["$defs"]["PolicyConfig"]["properties"]
+    policy["train_type"] = {"enum": ["full", "lora"], "default": "full", "type": "string"}
+    policy["lora"] = {"anyOf": [{"$ref": "#/$defs/Lora"}, {"type": "null"}], "default": None}
+    service.schema = schema
+    page = browse().open("#/new/settings")
+    expect(page.get_by_role("radio", name=re.compile("^PPO"))).to_be_disabled()
+    expect(page.get_by_label("Teacher, model")).to_have_count(0)
+    page.get_by_role("radio", name=re.compile("^GKD")).check()
+    page.get_by_label("Teacher, model").fill("/srv/models/teacher")
+    expect(page.get_by_label("KL coefficient", exact=True)).to_have_count(0)
+    page.get_by_role("radio", name=re.compile("^LoRA")).check()
+    page.locator("summary").get_by_text("Model", exact=True).click()
+    page.get_by_label("Lora", exact=True).check()
+    page.get_by_label("Lora, r", exact=True).fill("32")
+    expect(page.get_by_label("Lora, r", exact=True)).to_have_value("32")
+    drafted(page, "algorithm", {"type": "gkd", "teacher": {"model": "/srv/models/teacher"}})
+    drafted(page, "policy", {"train_type": "lora", "lora": {"r": 32}})
+
+
+def test_rewards_of_each_kind(browse: Open) -> None:
+    page = browse().open("#/new/model")
+    page.get_by_role("radio", name=re.compile("helpful-rm")).check()
+    page.get_by_label("Use of correct").select_option("trained")
+    page.get_by_text("A server that scores over HTTP").click()
+    page.get_by_label("Its address").fill("judge")
+    expect(page.get_by_role("alert")).to_contain_text("expected http://")
+    page.get_by_label("Its address").fill("http://judge:8000/score")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    server = {"type": "http", "url": "http://judge:8000/score"}
+    function = {"type": "function", "path": "/srv/rewards/rules.py:correct"}
+    drafted(page, "rewards", [{"type": "model", "model": "/srv/models/helpful-rm"}, function, server])
+    page.get_by_role("radio", name=re.compile("^None")).check()
+    page.get_by_label("Use of correct").select_option("off")
+    drafted(page, "rewards", [server])
+
+
+def test_a_wrong_token(browse: Open, service: Service, runs: dict[str, str]) -> None:
+    service.token = "correct horse battery"
+    watched = browse()
+    watched.expected = ["401"]
+    page = watched.open()
+    expect(page.get_by_role("heading", name="A token, please")).to_be_visible()
+    page.get_by_label("Token").fill("wrong")
+    page.get_by_role("button", name="Go on").click()
+    expect(page.get_by_role("alert")).to_have_text("The token is not right.")
+    page.get_by_label("Token").fill(service.token)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("link", name="good")).to_be_visible()
+    page.get_by_role("link", name="going").click()
+    expect(page.get_by_text("live", exact=True)).to_be_visible()
+
+
+def test_a_run_that_fails(browse: Open, service: Service, runs: dict[str, str]) -> None:
+    service.error_of_next_run = {
+        "role": "learner",
+        "rank": 1,
+        "phase": "train",
+        "type": "RuntimeError",
+        "message": "CUDA error: an illegal memory access was encountered",
+        "log": "logs/learner-0.log",
+    }
+    page = browse().open(f"#/runs/{runs['good']}")
+    page.get_by_role("button", name="Clone").click()
+    page.get_by_label("Name").fill("doomed")
+    page.get_by_role("button", name="Start the clone").click()
+    expect(page.get_by_role("heading", name="doomed")).to_be_visible()
+    expect(page.locator(".run-head .state")).to_have_text("failed")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("learner 1, phase train: RuntimeError")
+    expect(alert).to_contain_text("illegal memory access")
+    alert.get_by_role("link").click()
+    expect(page.get_by_label("File")).to_have_value("learner-0.log")
+    expect(page.get_by_label("Log learner-0.log")).to_contain_text("step 199")
+
+
+def test_the_doctors_remedy_clones_the_run(browse: Open, service: Service, runs: dict[str, str]) -> None:
+    page = browse().open(f"#/runs/{runs['fast']}")
+    page.get_by_role("link", name="What to do").click()
+    finding = page.get_by_role("article", name="The policy is far from where it began")
+    expect(finding).to_contain_text("0.644 nats per token")
+    finding.get_by_role("button", name="Clone with the change").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("row", name=re.compile("train.learning_rate"))).to_contain_text("2.5e-4")
+    dialog.get_by_role("button", name="Start the clone").click()
+    expect(page.locator(".run-head .state")).to_have_text("succeeded")
+    (clone,) = [body for path, body in service.bodies if path.endswith("/clone")]
+    assert clone["changes"] == {"algorithm.kl.coef": 0.05, "train.learning_rate": 0.00025}
+
+
+def test_a_clone_can_be_edited_first(browse: Open, runs: dict[str, str]) -> None:
+    page = browse().open(f"#/runs/{runs['fast']}")
+    page.get_by_role("button", name="Clone").click()
+    page.get_by_role("button", name="Edit settings first").click()
+    expect(page.get_by_label("Learning rate", exact=True)).to_have_value("5e-4")
+    expect(page.get_by_label("KL coefficient", exact=True)).to_have_value("0.02")
+
+
+def test_stop_pause_and_delete(browse: Open, service: Service, runs: dict[str, str]) -> None:
+    page = browse().open(f"#/runs/{runs['going']}")
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("dialog").get_by_role("button", name="Stop").click()
+    expect(page.locator(".run-head .state")).to_have_text("stopped")
+    page.get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("dialog", name="Delete going?")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert runs["going"] in service.runs
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Delete for good").click()
+    expect(page.get_by_role("heading", name="Runs")).to_be_visible()
+    expect(page.get_by_role("link", name="going")).to_have_count(0)
+    assert runs["going"] not in service.runs
+
+
+def test_samples(browse: Open, runs: dict[str, str]) -> None:
+    page = browse().open(f"#/runs/{runs['good']}/samples?step=7")
+    expect(page.get_by_text("24 answers of step 7")).to_be_visible()
+    page.get_by_label("Search prompts and answers").fill("350")
+    expect(page.get_by_text("6 answers of step 7")).to_be_visible()
+    page.get_by_label("Search prompts and answers").fill("")
+    page.get_by_label("Sort by").select_option("reward")
+    page.get_by_role("button", name="Highest first").click()
+    expect(page.get_by_role("article").first).to_contain_text("reward −1.3")
+    page.get_by_role("article").first.get_by_role("button", name="Tokens").click()
+    tinted = page.get_by_label("Tokens, tinted by KL against the reference").locator("span")
+    expect(tinted).to_have_count(11)
+    assert [tinted.nth(i).get_attribute("class") for i in (0, 2, 4, 6, 7)] == ["", "q2", "q3", "n1", "q4"]
+
+
+def test_runs_are_compared(browse: Open, runs: dict[str, str]) -> None:
+    page = browse().open()
+    page.get_by_label(re.compile("Compare good")).check()
+    page.get_by_label(re.compile("Compare fast")).check()
+    page.get_by_role("link", name="Compare", exact=True).click()
+    expect(page.get_by_role("img", name=re.compile("^Reward, 80 points.*good.*fast"))).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("train.learning_rate"))).to_contain_text("5e-4")
+
+
+def test_a_server_that_goes_and_comes_back(
+    browse: Open, server: StandIn, service: Service, runs: dict[str, str]
+) -> None:
+    """The events break off and requests fail; the page says so, and goes on when they answer again."""
+    watched = browse()
+    watched.expected = ["ERR_FAILED", "Failed to load resource"]
+    page = watched.open(f"#/runs/{runs['going']}")
+    expect(page.get_by_text("live", exact=True)).to_be_visible()
+    page.route("**/api/**", lambda route: route.abort())
+    server.tick.set()  # ends the stream
+    service.runs[runs["going"]]["run"]["state"] = "paused"
+    expect(page.get_by_text("the server does not answer; trying again")).to_be_visible()
+    page.unroute("**/api/**")
+    expect(page.locator(".run-head .state")).to_have_text("paused", timeout=20_000)
