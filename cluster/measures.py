@@ -62,9 +62,10 @@ def step_metrics(facts: StepFacts) -> dict[str, float]:
     if facts.trained_rewards:
         metrics["advantage/zero_groups"] = zero_groups(facts.samples)
     metrics |= rollout_metrics(facts.rollouts)
+    if "rollout/logprob_gap_mean" in report.metrics:  # not where someone else than the policy wrote
+        metrics["rollout/logprob_gap_max"] = report.gap_max
     metrics |= {
         "rollout/staleness_max": facts.version - min(c.policy_version for r in facts.rollouts for c in r.completions),
-        "rollout/logprob_gap_max": report.gap_max,
         "weights/sync_bytes": facts.proof.bytes,
         "weights/sync_s": clock.sync,
         "weights/canary_gap": facts.proof.canary_gap,

@@ -22,7 +22,8 @@ from actors.reward_config import FunctionReward, ModelReward
 from cluster.config import RunConfig, problems_as_json
 from cluster.config_checks import cross_checks
 from cluster.plan_memory import GIB, MemoryEstimate, generator_memory, learner_memory, max_model_len
-from cluster.plan_models import ModelInfo, read_model
+from cluster.plan_models import ModelInfo, critic_problems, read_model, target_problems, vocabulary_problems
+from trainers.algorithms.config import GKDConfig, PPOConfig
 from trainers.errors import Problem, UserError
 
 SCORER_CPUS = 0.1  # what Ray sets aside for a replica of a reward; its threads are set apart
@@ -101,8 +102,27 @@ def _inspect(config: RunConfig) -> _Findings:
                 f"{model.context}; lower one of them",
             )
         )
+    if model is not None:
+        problems += _companion_problems(config)
     prompts, data_problems = _prompts(config, tokenize=model is not None)
     return _Findings(model, prompts, problems + data_problems)
+
+
+def _companion_problems(config: RunConfig) -> list[Problem]:
+    """What is wrong with the models beside the policy, and with where its adapter is to stand."""
+    problems: list[Problem] = []
+    algorithm, policy = config.algorithm, config.policy
+    if isinstance(algorithm, GKDConfig):
+        try:
+            read_model(algorithm.teacher.model, where="algorithm.teacher.model")
+            problems += vocabulary_problems(policy.model, algorithm.teacher.model)
+        except UserError as error:
+            problems += error.problems
+    if isinstance(algorithm, PPOConfig) and algorithm.critic.model is not None:
+        problems += critic_problems(algorithm.critic.model)
+    if policy.train_type != "full" and policy.lora.target_modules != "all-linear":
+        problems += target_problems(policy.model, policy.lora.target_modules)
+    return problems
 
 
 def _prompts(config: RunConfig, *, tokenize: bool) -> tuple[int | None, list[Problem]]:

@@ -31,8 +31,9 @@ def dtype_bytes(config: RunConfig) -> int:
 def learner_memory(config: RunConfig, model: ModelInfo) -> MemoryEstimate | None:
     """One rank, with P parameters of b bytes over W ranks and ZeRO stage z. None where P is not known.
 
-    weights b·P (/W if z = 3), gradients 4·P (summed in float32; /W if z ≥ 2), optimizer 12·P (/W if z ≥ 1; arXiv
-    1910.02054), reference b·P (/W if z = 3) if there is a KL term,
+    weights b·P (/W if z = 3; qlora: half a byte each, on every rank), gradients 4·T (summed in float32; /W if z ≥ 2),
+    optimizer 12·T (/W if z ≥ 1; arXiv 1910.02054) for T trained parameters (P, or the adapter's), reference b·P
+    (/W if z = 3) if there is a KL term and no adapter to switch off, PPO's critic as such a policy again,
     activations 17·b·t·h a layer for t tokens of a micro-batch and width h (arXiv 2205.05198 without the attention
     scores, which are not kept), with gradient checkpointing b·t·h a layer and one whole layer,
     logits 2·b·t·V (they and their gradient) for a vocabulary of V.
@@ -41,14 +42,22 @@ def learner_memory(config: RunConfig, model: ModelInfo) -> MemoryEstimate | None
     if parameters is None:
         return None
     ranks, stage, offload = config.learners.workers, config.learners.zero_stage, config.learners.offload
+    adapted = config.policy.train_type != "full"
+    trained = adapter_parameters(config, model) if adapted else parameters
     weights = b * parameters // (ranks if stage == 3 else 1)
-    device = {"weights": weights, "gradients": 4 * parameters // (ranks if stage >= 2 else 1)}
+    device = {
+        "weights": parameters // 2 if config.policy.train_type == "qlora" else weights,
+        "gradients": 4 * trained // (ranks if stage >= 2 else 1),
+    }
     host: dict[str, int] = {}
-    optimizer = ADAM_BYTES * parameters // (ranks if stage >= 1 else 1)
+    optimizer = ADAM_BYTES * trained // (ranks if stage >= 1 else 1)
     (device if offload == "none" else host)["optimizer"] = optimizer
     if offload == "all":
         host["weights"] = device.pop("weights")
-    if config.algorithm.kl.coef > 0:
+    if config.algorithm.type == "ppo":
+        of_it = 4 * parameters // (ranks if stage >= 2 else 1) + ADAM_BYTES * parameters // (ranks if stage >= 1 else 1)
+        device["critic"] = weights + of_it
+    if config.algorithm.kl.coef > 0 and not adapted:
         (host if offload == "all" else device)["reference"] = weights
     tokens = config.train.max_tokens_per_microbatch
     if model.layers is not None and model.hidden is not None:
@@ -58,6 +67,12 @@ def learner_memory(config: RunConfig, model: ModelInfo) -> MemoryEstimate | None
     if model.vocabulary is not None:
         device["logits"] = 2 * b * tokens * model.vocabulary
     return MemoryEstimate("learner", device, host)
+
+
+def adapter_parameters(config: RunConfig, model: ModelInfo) -> int:
+    """Numbers of an adapter of rank r on every linear layer: about 23·h·r a layer of width h (attention 4 × 2·h·r, a
+    gated MLP of width 4·h: 3 × 5·h·r); 0 where the config does not say."""
+    return 23 * (model.hidden or 0) * (config.policy.adapter_rank or 0) * (model.layers or 0)
 
 
 def kv_bytes_per_token(config: RunConfig, model: ModelInfo) -> int | None:

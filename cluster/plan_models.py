@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,3 +132,52 @@ def count_parameters(folder: Path, *, where: str) -> int | None:
         except (SafetensorError, OSError) as error:
             raise UserError([Problem(where, f"{file} is no whole safetensors file: {error}")]) from error
     return total or None
+
+
+def vocabulary_problems(policy: str, teacher: str) -> list[Problem]:
+    """Whether policy and teacher mean the same by a token's number; embeddings padded to other sizes are no problem."""
+    from transformers import AutoTokenizer
+
+    where = "algorithm.teacher.model"
+    try:
+        ours, theirs = (AutoTokenizer.from_pretrained(name).get_vocab() for name in (policy, teacher))
+    except (OSError, ValueError) as error:
+        return [Problem(where, f"its tokenizer cannot be compared with the policy's: {str(error).splitlines()[0]}")]
+    different = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
+    if not different:
+        return []
+    example = min(different)
+    return [
+        Problem(
+            where,
+            f"its vocabulary is not the policy's: {len(different)} tokens differ, such as {example!r} (the policy's "
+            f"number is {ours.get(example, 'none')}, the teacher's {theirs.get(example, 'none')}); give a teacher of "
+            "the same family",
+        )
+    ]
+
+
+def critic_problems(name: str) -> list[Problem]:
+    """Whether a critic can be made of the model in a folder; a hub id is left to the run."""
+    folder, where = Path(name), "algorithm.critic.model"
+    if not folder.exists():
+        return [Problem(where, f"no such folder: {name}")] if folder.is_absolute() else []
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        return [Problem(where, f"{name} holds no config.json with *.safetensors; give a policy or a reward model")]
+    return []
+
+
+def target_problems(name: str, wanted: Sequence[str]) -> list[Problem]:
+    """Names that no layer of the model in a folder has; a hub id is left to the run."""
+    from safetensors import safe_open
+
+    layers: set[str] = set()
+    for file in Path(name).glob("*.safetensors"):
+        with safe_open(file, framework="np") as tensors:
+            layers |= {key.removesuffix(".weight").rpartition(".")[2] for key in tensors.keys()}  # noqa: SIM118
+    missing = [target for target in wanted if target not in layers]
+    if not layers or not missing:
+        return []
+    there = ", ".join(sorted(layers))
+    message = f"no layer of the model is called {', '.join(missing)}; there are {there}"
+    return [Problem("policy.lora.target_modules", message)]

@@ -62,7 +62,11 @@ ROLLOUTS = [
 
 def facts(**changes: object) -> StepFacts:
     report = StepReport(
-        metrics={"kl/mean": Mean(6.0, 12.0), "policy/entropy": Mean(3.0, 12.0)},
+        metrics={
+            "kl/mean": Mean(6.0, 12.0),
+            "policy/entropy": Mean(3.0, 12.0),
+            "rollout/logprob_gap_mean": Mean(0.0012, 12.0),
+        },
         loss=-0.25,
         grad_norm=1.5,
         learning_rate=1e-5,
@@ -95,6 +99,7 @@ def test_a_step_by_hand() -> None:
         "kl/coef": 0.05,
         "kl/mean": 0.5,
         "policy/entropy": 0.25,
+        "rollout/logprob_gap_mean": pytest.approx(0.0001),
         "policy/loss": -0.25,
         "policy/grad_norm": 1.5,
         "policy/lr": 1e-5,

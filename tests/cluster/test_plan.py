@@ -313,3 +313,50 @@ def test_on_gpus_each_learner_has_one(make):
 def test_the_module_itself_loads_no_engine():
     code = "import sys, cluster.plan; print({'torch', 'ray', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+# --- the other algorithms and train types
+
+
+def test_an_adapter_costs_little_and_needs_no_reference(make):
+    """23·100·8 numbers in each of ten layers: 184,000 are trained, of a million."""
+    config = make(policy={"train_type": "lora", "lora": {"r": 8}}, learners={"zero_stage": 1, "workers": 2})
+    found = learner_memory(config, MODEL)
+    assert found.device["gradients"] == 4 * 184_000
+    assert found.device["optimizer"] == 12 * 184_000 // 2
+    assert found.device["weights"] == 4 * 1_000_000
+    assert "reference" not in found.device
+    assert learner_memory(make(policy={"train_type": "qlora"}), MODEL).device["weights"] == 500_000
+
+
+def test_a_critic_is_trained_whole(make):
+    """Weights, gradients, optimizer over two ranks at stage 2: 4·P + 4·P/2 + 12·P/2."""
+    config = make(algorithm={"type": "ppo"}, learners={"zero_stage": 2, "workers": 2})
+    assert learner_memory(config, MODEL).device["critic"] == 12_000_000
+
+
+def test_a_teacher_must_have_the_policys_vocabulary(make, tmp_path, policy):
+    teacher = {"type": "gkd", "teacher": {"model": str(policy)}}
+    assert problems(make(algorithm=teacher)) == {}
+    other = make_tokenizer()
+    other.add_tokens(["zebra"])
+    save(tmp_path / "other", tokenizer=other)
+    found = problems(make(algorithm={"type": "gkd", "teacher": {"model": str(tmp_path / "other")}}))
+    assert "1 tokens differ, such as 'zebra'" in found["algorithm.teacher.model"]
+    assert (
+        "no such folder"
+        in problems(make(algorithm={"type": "gkd", "teacher": {"model": "/none"}}))["algorithm.teacher.model"]
+    )
+
+
+def test_a_critic_is_made_of_a_model(make, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder, message in (("empty", "holds no config.json"), ("none", "no such folder")):
+        found = problems(make(algorithm={"type": "ppo", "critic": {"model": str(tmp_path / folder)}}))
+        assert message in found["algorithm.critic.model"]
+
+
+def test_an_adapter_must_have_layers_to_stand_on(make):
+    assert problems(make(policy={"train_type": "lora", "lora": {"target_modules": ["q_proj", "up_proj"]}})) == {}
+    found = problems(make(policy={"train_type": "lora", "lora": {"target_modules": ["q_proj", "query"]}}))
+    assert "no layer of the model is called query; there are down_proj, " in found["policy.lora.target_modules"]

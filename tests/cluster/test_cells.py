@@ -1,0 +1,148 @@
+"""Whole runs of the other train types and algorithms on the real stack: synced, proved, checkpointed, loadable."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from trainers.tiny_models import make_random_policy
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+RLHF = str(Path(sys.executable).with_name("rlhf"))
+STEPS = 3
+GRPO: dict[str, Any] = {"type": "grpo", "kl": {"coef": 0.02}}
+
+REWARDS = """
+def ascii(*, prompt, completion, **columns):
+    return sum(c.isascii() for c in completion) / max(1, len(completion))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cells")
+    make_random_policy(path / "policy")
+    make_random_policy(path / "teacher", seed=5)
+    (path / "rewards.py").write_text(REWARDS)
+    lines = [json.dumps({"prompt": f"{i}+{i}=", "response": str(2 * i)}) for i in range(10, 22)]
+    (path / "sft.jsonl").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def run(folder: Path, name: str, **changes: Any) -> Path:
+    tree = {
+        "name": name,
+        "root": str(folder / "runs"),
+        "policy": {"model": "policy", "dtype": "float32"},
+        "data": {
+            "prompts": "sft.jsonl",
+            "eval_prompts": "sft.jsonl",
+            "max_prompt_tokens": 64,
+            "strip_responses": True,
+        },
+        "rewards": [{"type": "function", "path": "rewards.py:ascii"}],
+        "sampling": {"n": 4, "max_tokens": 8},
+        "train": {"steps": STEPS, "prompts_per_step": 4, "learning_rate": 0.01},
+        "learners": {"zero_stage": 3},
+        "checkpoint": {"every": 2},
+        "eval": {"every": 0, "n": 2},
+    } | changes
+    config = folder / f"{name}.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    done = subprocess.run([RLHF, "train", str(config)], capture_output=True, text=True, timeout=500, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = (folder / "runs").glob(f"*-{name}-*")
+    return found
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["step"] > 0]
+
+
+def assert_proved(lines: list[dict[str, float]]) -> None:
+    assert len(lines) == STEPS
+    for line in lines:
+        assert line["weights/canary_gap"] < 1e-4
+        assert line.get("rollout/logprob_gap_max", 0.0) < 1e-4
+
+
+def recorded_gap(model: Any, run: Path) -> float:
+    """Largest difference of a model's log-probabilities from those that the generator wrote with the last weights."""
+    rows = pq.read_table(run / "rollouts" / f"eval-{STEPS:06d}.parquet").to_pylist()
+    worst = 0.0
+    for row in rows[:6]:
+        ids = torch.tensor([row["prompt_tokens"] + row["tokens"]])
+        with torch.no_grad():
+            logprobs = model(ids).logits.double().log_softmax(-1)[0, len(row["prompt_tokens"]) - 1 : -1]
+        chosen = logprobs.gather(1, ids[0, len(row["prompt_tokens"]) :, None])[:, 0]
+        worst = max(worst, float((chosen - torch.tensor(row["logprobs"])).abs().max()))
+    return worst
+
+
+def adapter_bytes(file: Path) -> int:
+    with safe_open(file, "pt") as tensors:
+        return sum(tensors.get_tensor(name).nbytes for name in tensors.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize("train_type", ["lora", "qlora", "adalora"])
+def test_only_the_adapter_travels(train_type: str, folder: Path) -> None:
+    """And what the generator wrote with the last one is what the saved one computes."""
+    lora = {"r": 4, "init_r": 4, "target_r": 2}
+    policy = {"model": "policy", "dtype": "float32", "train_type": train_type, "lora": lora}
+    written = run(folder, train_type, policy=policy, algorithm=GRPO)
+    lines = metrics(written)
+    assert_proved(lines)
+    served = written / "model" / ("lora" if train_type == "adalora" else "")
+    assert {line["weights/sync_bytes"] for line in lines} == {adapter_bytes(served / "adapter_model.safetensors")}
+    assert lines[0]["kl/mean"] == pytest.approx(0.0, abs=1e-6)  # an adapter begins as nothing
+    base = written / "base" if train_type == "qlora" else folder / "policy"
+    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), served)
+    assert recorded_gap(model, written) < 1e-4
+    assert lines[-1]["policy/grad_norm"] > 0
+
+
+def test_ppo_with_an_adapter_and_a_critic(folder: Path) -> None:
+    """Its critic learns alone in the first step: then the policy has no gradient, and the KL stays 0."""
+    ppo = {"type": "ppo", "critic": {"learning_rate": 1e-3, "warmup_steps": 1}}
+    policy = {"model": "policy", "dtype": "float32", "train_type": "lora"}
+    lines = metrics(run(folder, "ppo", policy=policy, algorithm=ppo, sampling={"n": 2, "max_tokens": 8}))
+    assert_proved(lines)
+    assert "policy/grad_norm" not in lines[0]
+    assert lines[1]["kl/mean"] == pytest.approx(0.0, abs=1e-6)
+    assert lines[2]["kl/mean"] != 0
+    assert all(line["value/loss"] > 0 for line in lines)
+    assert all(line["value/explained_variance"] <= 1 for line in lines)
+
+
+@pytest.mark.parametrize("writer", ["teacher", "data"])
+def test_gkd_learns_from_what_others_wrote(writer: str, folder: Path) -> None:
+    """With lmbda 0 the policy writes nothing: the divergence falls, and no gap is claimed to have been measured."""
+    gkd = {"type": "gkd", "lmbda": 0.0, "teacher": {"model": str(folder / "teacher")}}
+    data = {"prompts": "sft.jsonl", "max_prompt_tokens": 64, "strip_responses": writer == "data"}
+    if writer == "teacher":
+        prompts = [json.dumps({"prompt": f"{i}+{i}="}) for i in range(10, 22)]
+        (folder / "prompts.jsonl").write_text("\n".join(prompts) + "\n")
+        data["prompts"] = "prompts.jsonl"
+    written = run(folder, f"gkd-{writer}", algorithm=gkd, data=data, rewards=[], sampling={"n": 1, "max_tokens": 8})
+    lines = metrics(written)
+    assert_proved(lines)
+    assert lines[-1]["distill/jsd"] < lines[0]["distill/jsd"]
+    assert "rollout/logprob_gap_mean" not in lines[0]
+    assert "reward/mean" not in lines[0]
+    rows = pq.read_table(written / "rollouts" / "step-000001.parquet").to_pylist()
+    if writer == "data":
+        doubled = {f"{i}+{i}=": str(2 * i) for i in range(10, 22)}
+        assert all(row["completion"] == doubled[json.loads(row["prompt"])[-1]["content"]] for row in rows)
