@@ -113,6 +113,8 @@ class GroupProducer:
             )
 
     async def _score(self, request: ScoreRequest) -> GroupScores:
+        if not self._config.rewards:
+            return GroupScores(rewards={}, reward=(0.0,) * len(request.completions))
         deadline = self._config.timeouts.reward_s
         try:
             return await asyncio.wait_for(self._roles.scorer.score(request), deadline)

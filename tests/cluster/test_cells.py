@@ -136,7 +136,9 @@ def test_gkd_learns_from_what_others_wrote(writer: str, folder: Path) -> None:
         prompts = [json.dumps({"prompt": f"{i}+{i}="}) for i in range(10, 22)]
         (folder / "prompts.jsonl").write_text("\n".join(prompts) + "\n")
         data["prompts"] = "prompts.jsonl"
-    written = run(folder, f"gkd-{writer}", algorithm=gkd, data=data, rewards=[], sampling={"n": 1, "max_tokens": 8})
+    train = {"steps": STEPS, "prompts_per_step": 12, "learning_rate": 1e-3}  # all of the data in every step
+    changes = {"data": data, "rewards": [], "sampling": {"n": 1, "max_tokens": 8}, "train": train}
+    written = run(folder, f"gkd-{writer}", algorithm=gkd, **changes)
     lines = metrics(written)
     assert_proved(lines)
     assert lines[-1]["distill/jsd"] < lines[0]["distill/jsd"]
