@@ -1,0 +1,53 @@
+"""What an algorithm's keys mean for a step: who writes it, and whether the policy is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.config import RunConfig, parse_config
+from cluster.lessons import critic_steps, make_order, teacher_writes, who_writes
+from trainers.algorithms.gkd import policy_writes
+
+
+def config(algorithm: dict[str, Any], **data: Any) -> RunConfig:
+    return parse_config(
+        {
+            "policy": {"model": "org/policy"},
+            "data": {"prompts": "prompts.jsonl", **data},
+            "rewards": [{"type": "model", "model": "org/judge"}],
+            "algorithm": algorithm,
+            "train": {"steps": 40},
+        }
+    )
+
+
+def gkd(lmbda: float) -> dict[str, Any]:
+    return {"type": "gkd", "lmbda": lmbda, "teacher": {"model": "org/teacher"}}
+
+
+def test_with_grpo_the_policy_writes_and_learns_always() -> None:
+    grpo = config({"type": "grpo"})
+    assert {who_writes(grpo, step) for step in range(40)} == {"policy"}
+    assert not teacher_writes(grpo)
+    order = make_order(grpo, 0, kl_coef=0.25)
+    assert (order.kl_coef, order.train_policy, order.from_policy) == (0.25, True, True)
+
+
+def test_gkds_draw_gives_steps_to_the_teacher_or_to_the_data() -> None:
+    """Half of the steps by the draw; whoever else writes, its log-probabilities are not the policy's."""
+    taught, given = config(gkd(0.5)), config(gkd(0.5), strip_responses=True)
+    for step in range(40):
+        own = policy_writes(0, step, 0.5)
+        assert who_writes(taught, step) == ("policy" if own else "teacher")
+        assert who_writes(given, step) == ("policy" if own else "data")
+        assert make_order(taught, step, kl_coef=0.0).from_policy == own
+    assert len({who_writes(taught, step) for step in range(40)}) == 2
+    assert teacher_writes(taught)
+    assert not teacher_writes(given)
+    assert not teacher_writes(config(gkd(1.0)))
+
+
+def test_ppos_critic_learns_alone_first() -> None:
+    ppo = config({"type": "ppo", "critic": {"warmup_steps": 3}})
+    assert critic_steps(ppo) == 3
+    assert [make_order(ppo, step, kl_coef=0.1).train_policy for step in range(5)] == [False, False, False, True, True]
