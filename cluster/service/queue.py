@@ -100,7 +100,7 @@ class Queue:
             write_job(directory, job)
             self._active[run.id] = job
             if job.submission is not None:
-                await self._tell(run.id, job)
+                await self._tell(job)
             else:
                 self._end(directory, _SETTLED[what])
         self._wake.set()
@@ -145,7 +145,7 @@ class Queue:
         if job.submission is None:
             return
         if job.asked is not None:
-            await self._tell(run_id, job)
+            await self._tell(job)
         if is_held(directory):
             return
         if await self._cluster.ended(job.submission):
@@ -153,10 +153,11 @@ class Queue:
             if record is not None and record.state in ("queued", "running"):
                 self._lost(directory, job)
 
-    async def _tell(self, run_id: str, job: Job) -> None:
+    async def _tell(self, job: Job) -> None:
         """Have Ray ask the run's process to stop, once; where Ray does not answer it is tried again."""
-        if run_id not in self._told and job.submission is not None and await self._cluster.stop(job.submission):
-            self._told.add(run_id)
+        submission = job.submission  # a run that was resumed has another one, which has not been told
+        if submission is not None and submission not in self._told and await self._cluster.stop(submission):
+            self._told.add(submission)
 
     def _lost(self, directory: RunDirectory, job: Job) -> None:
         """Its process has ended and has not said how."""
@@ -184,7 +185,6 @@ class Queue:
         except (UserError, RunDirectoryError) as problem:
             logger.warning("%s: %s", directory.path.name, problem)
             return  # somebody holds it; looked at again
-        self._told.discard(directory.path.name)
         self._active.pop(directory.path.name, None)
         self._reasons.pop(directory.path.name, None)
 
