@@ -61,13 +61,10 @@ def attach_adapter(model: nn.Module, policy: PolicyConfig, *, total_steps: int) 
 
 def missing_targets(model: nn.Module, wanted: Sequence[str]) -> str:
     """What to say where no layer has one of the wanted names."""
-    linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module)})
+    linear = sorted(
+        {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    )
     return f"no layer of the model is called {' or '.join(wanted)}; its linear layers are {', '.join(linear)}"
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether an adapter can stand on it, 4-bit layers included."""
-    return isinstance(module, nn.Linear)
 
 
 def trained_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

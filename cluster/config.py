@@ -19,7 +19,7 @@ from actors.config import GeneratorConfig, LearnerConfig, Placement, PolicyConfi
 from actors.reward_config import RewardConfig
 from cluster.overrides import Tree, apply_overrides, read_yaml
 from cluster.schema import Node, Schema
-from trainers.algorithms.config import AlgorithmConfig
+from trainers.algorithms.config import AlgorithmConfig, GKDConfig
 from trainers.config import Config, SamplingConfig, TrainConfig
 from trainers.data.config import DataConfig
 from trainers.errors import Problem, UserError
@@ -108,6 +108,12 @@ class RunConfig(Config):
     """What is written beside metrics.jsonl."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
     """Deadlines of the phases."""
+
+    @property
+    def teacher_writes(self) -> bool:
+        """Whether GKD's teacher needs an engine: it writes some steps, and the data has no responses in its place."""
+        algorithm = self.algorithm
+        return isinstance(algorithm, GKDConfig) and algorithm.lmbda < 1 and not self.data.strip_responses
 
 
 REFUSED_SAMPLING = (

@@ -32,8 +32,3 @@ def make_order(config: RunConfig, step: int, *, kl_coef: float) -> UpdateOrder:
 def critic_steps(config: RunConfig) -> int:
     """Steps at the beginning in which only PPO's critic learns."""
     return config.algorithm.critic.warmup_steps if isinstance(config.algorithm, PPOConfig) else 0
-
-
-def teacher_writes(config: RunConfig) -> bool:
-    """Whether the run needs engines of the teacher."""
-    return any(who_writes(config, step) == "teacher" for step in range(config.train.steps))

@@ -26,7 +26,7 @@ from actors.scorer import Scorer
 from actors.weights import Route, Transport
 from cluster.config import RunConfig
 from cluster.driver import Data
-from cluster.lessons import critic_steps, teacher_writes
+from cluster.lessons import critic_steps
 from cluster.plan_memory import max_model_len
 from cluster.run_directory import RunDirectory
 from trainers.algorithms.config import GKDConfig
@@ -57,8 +57,7 @@ async def open_roles(
     On a cluster of the run's own the reward service is left to end with it.
     """
     gpus = ray.cluster_resources().get("GPU", 0) > 0
-    teaches = teacher_writes(config)
-    plan = layout(config.placement, config.generators, config.learners, gpus=gpus, teacher=teaches)
+    plan = layout(config.placement, config.generators, config.learners, gpus=gpus, teacher=config.teacher_writes)
     group = await asyncio.to_thread(reserve, plan, deadline_s=min(config.timeouts.start_s, 120.0))
     transport = choose_transport(config, gpus=gpus)
     deadlines = _deadlines(config)
@@ -68,7 +67,7 @@ async def open_roles(
         generator_actors = launch_generators("generator", policy_engine(config, run, transport), seats)
         stack.callback(generator_actors.kill)
         teacher = None
-        if teaches:
+        if config.teacher_writes:
             seats = generator_seats(plan, group, config.generators, run.logs, teacher=True)
             teacher = GeneratorGroup(launch_generators("teacher", teacher_engine(config), seats), deadlines)
             stack.callback(teacher.actors.kill)

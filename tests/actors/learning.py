@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tiny
 import torch
 
+from actors.config import LearnerConfig, PolicyConfig
+from actors.messages import LearnerSpec
+from trainers.algorithms.config import GRPOConfig, KLConfig
+from trainers.config import TrainConfig
 from trainers.types import AnnotatedSample, Sample, TrainSample
 
 TEMPERATURE, KL_COEF, CLIP, MAX_GRAD_NORM, WEIGHT_DECAY = 0.7, 0.1, 0.2, 0.5, 0.1
@@ -87,3 +92,27 @@ def sequence_logprobs(model: Any, samples: list[TrainSample]) -> list[torch.Tens
 def shuffled(samples: list[TrainSample], cut: Cut) -> list[TrainSample]:
     order = np.random.default_rng(cut.order).permutation(len(samples)) if cut.order else range(len(samples))
     return [samples[i] for i in order]
+
+
+def learner_spec(model: Path, algorithm: Any, cut: Cut, *, rate: float = LEARNING_RATE, **policy: Any) -> LearnerSpec:
+    """Learners for a cut, with clipping, weight decay and a schedule; `policy` are further keys of its config."""
+    return tiny.learner_spec(
+        model,
+        policy=PolicyConfig(**({"model": str(model), "dtype": "float32"} | policy)),
+        learners=LearnerConfig(workers=cut.workers, zero_stage=cut.stage),
+        algorithm=algorithm,
+        train=TrainConfig(
+            learning_rate=rate,
+            lr_schedule="linear",
+            warmup_steps=2,
+            weight_decay=WEIGHT_DECAY,
+            max_grad_norm=MAX_GRAD_NORM,
+            max_tokens_per_microbatch=cut.budget,
+        ),
+        temperature=TEMPERATURE,
+    )
+
+
+def grpo() -> GRPOConfig:
+    """The algorithm whose loss `grpo_terms` is."""
+    return GRPOConfig(type="grpo", kl=KLConfig(coef=KL_COEF), clip_low=CLIP, clip_high=CLIP)

@@ -17,10 +17,11 @@ from learning import (
     KL_COEF,
     LEARNING_RATE,
     MAX_GRAD_NORM,
-    TEMPERATURE,
     WEIGHT_DECAY,
     Cut,
+    grpo,
     grpo_terms,
+    learner_spec,
     make_samples,
     on_policy,
     sequence_logprobs,
@@ -28,11 +29,9 @@ from learning import (
 )
 from transformers import AutoTokenizer
 
-from actors.config import LearnerConfig, PolicyConfig
+from actors.config import LearnerConfig
 from actors.groups import LearnerGroup
 from actors.messages import LearnerSpec, StepReport, UpdateOrder
-from trainers.algorithms.config import GRPOConfig, KLConfig
-from trainers.config import TrainConfig
 from trainers.errors import UserError
 from trainers.types import AnnotatedSample, Float32Array, TrainSample
 
@@ -77,21 +76,7 @@ def plain_training(path: Path) -> Truth:
 
 
 def spec(model: Path, cut: Cut, *, dtype: str = "float32") -> LearnerSpec:
-    return tiny.learner_spec(
-        model,
-        policy=PolicyConfig(model=str(model), dtype=dtype, chat_template=CHAT_TEMPLATE),
-        learners=LearnerConfig(workers=cut.workers, zero_stage=cut.stage),
-        algorithm=GRPOConfig(type="grpo", kl=KLConfig(coef=KL_COEF), clip_low=CLIP, clip_high=CLIP),
-        train=TrainConfig(
-            learning_rate=LEARNING_RATE,
-            lr_schedule="linear",
-            warmup_steps=2,
-            weight_decay=WEIGHT_DECAY,
-            max_grad_norm=MAX_GRAD_NORM,
-            max_tokens_per_microbatch=cut.budget,
-        ),
-        temperature=TEMPERATURE,
-    )
+    return learner_spec(model, grpo(), cut, dtype=dtype, chat_template=CHAT_TEMPLATE)
 
 
 @dataclass(frozen=True)

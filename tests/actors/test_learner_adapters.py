@@ -14,15 +14,15 @@ import pytest
 import tiny
 import torch
 from learning import (
-    CLIP,
     FACTORS,
     KL_COEF,
     LEARNING_RATE,
     MAX_GRAD_NORM,
-    TEMPERATURE,
     WEIGHT_DECAY,
     Cut,
+    grpo,
     grpo_terms,
+    learner_spec,
     make_samples,
     on_policy,
     sequence_logprobs,
@@ -31,10 +31,8 @@ from learning import (
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from actors.config import LearnerConfig, LoraConfig, PolicyConfig
+from actors.config import LoraConfig
 from actors.messages import LearnerSpec, StepReport, UpdateOrder
-from trainers.algorithms.config import GRPOConfig, KLConfig
-from trainers.config import TrainConfig
 from trainers.types import AnnotatedSample, TrainSample
 
 pytestmark = [
@@ -49,22 +47,8 @@ CUTS = [Cut(1, 1, 1000, 0), Cut(2, 2, 40, 2), Cut(3, 2, 24, 3)]
 CASES = [(kind, cut) for kind in ("lora", "qlora", "adalora") for cut in CUTS[1 if kind == "qlora" else 0 :]]
 
 
-def spec(model: Path, train_type: Any, cut: Cut) -> LearnerSpec:
-    return tiny.learner_spec(
-        model,
-        policy=PolicyConfig(model=str(model), dtype="float32", train_type=train_type, lora=LORA),
-        learners=LearnerConfig(workers=cut.workers, zero_stage=cut.stage),
-        algorithm=GRPOConfig(type="grpo", kl=KLConfig(coef=KL_COEF), clip_low=CLIP, clip_high=CLIP),
-        train=TrainConfig(
-            learning_rate=RATE,
-            lr_schedule="linear",
-            warmup_steps=2,
-            weight_decay=WEIGHT_DECAY,
-            max_grad_norm=MAX_GRAD_NORM,
-            max_tokens_per_microbatch=cut.budget,
-        ),
-        temperature=TEMPERATURE,
-    )
+def spec(model: Path, train_type: str, cut: Cut) -> LearnerSpec:
+    return learner_spec(model, grpo(), cut, rate=RATE, train_type=train_type, lora=LORA)
 
 
 @dataclass(frozen=True)

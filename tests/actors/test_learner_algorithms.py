@@ -18,6 +18,7 @@ from learning import (
     TEMPERATURE,
     WEIGHT_DECAY,
     Cut,
+    learner_spec,
     make_samples,
     on_policy,
     sequence_logprobs,
@@ -25,10 +26,8 @@ from learning import (
 )
 from transformers import AutoModelForSequenceClassification
 
-from actors.config import LearnerConfig, PolicyConfig
-from actors.messages import LearnerSpec, StepReport, UpdateOrder
+from actors.messages import StepReport, UpdateOrder
 from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig, PPOKLConfig, TeacherConfig
-from trainers.config import TrainConfig
 from trainers.tiny_models import make_random_reward_model
 from trainers.types import AnnotatedSample, TrainSample
 
@@ -36,24 +35,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
 CRITIC_RATE, VALUE_CLIP, BETA, JSD_TEMPERATURE = 1e-3, 0.2, 0.3, 1.3
 CUTS = [Cut(1, 1, 1000, 0), Cut(2, 2, 40, 2), Cut(3, 2, 24, 3)]
-
-
-def spec(model: Path, algorithm: Any, cut: Cut) -> LearnerSpec:
-    return tiny.learner_spec(
-        model,
-        policy=PolicyConfig(model=str(model), dtype="float32"),
-        learners=LearnerConfig(workers=cut.workers, zero_stage=cut.stage),
-        algorithm=algorithm,
-        train=TrainConfig(
-            learning_rate=LEARNING_RATE,
-            lr_schedule="linear",
-            warmup_steps=2,
-            weight_decay=WEIGHT_DECAY,
-            max_grad_norm=MAX_GRAD_NORM,
-            max_tokens_per_microbatch=cut.budget,
-        ),
-        temperature=TEMPERATURE,
-    )
 
 
 @dataclass(frozen=True)
@@ -66,7 +47,7 @@ class Trained:
 
 def train(model: Path, algorithm: Any, cut: Cut, samples: list[list[TrainSample]], out: Path) -> Trained:
     needs = frozenset({"old_logprobs", *(["values"] if algorithm.type == "ppo" else [])})
-    with tiny.learner_group(spec(model, algorithm, cut), out) as group:
+    with tiny.learner_group(learner_spec(model, algorithm, cut), out) as group:
         order = UpdateOrder(kl_coef=0.0)
         reports = [tiny.run(group.update(shuffled(batch, cut), order, seed=(0,))) for batch in samples]
         return Trained(reports, tiny.run(group.annotate([s.sample for s in samples[0]], needs)))  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.config import RunConfig, parse_config
-from cluster.lessons import critic_steps, make_order, teacher_writes, who_writes
+from cluster.lessons import critic_steps, make_order, who_writes
 from trainers.algorithms.gkd import policy_writes
 
 
@@ -28,7 +28,7 @@ def gkd(lmbda: float) -> dict[str, Any]:
 def test_with_grpo_the_policy_writes_and_learns_always() -> None:
     grpo = config({"type": "grpo"})
     assert {who_writes(grpo, step) for step in range(40)} == {"policy"}
-    assert not teacher_writes(grpo)
+    assert not grpo.teacher_writes
     order = make_order(grpo, 0, kl_coef=0.25)
     assert (order.kl_coef, order.train_policy, order.from_policy) == (0.25, True, True)
 
@@ -42,9 +42,9 @@ def test_gkds_draw_gives_steps_to_the_teacher_or_to_the_data() -> None:
         assert who_writes(given, step) == ("policy" if own else "data")
         assert make_order(taught, step, kl_coef=0.0).from_policy == own
     assert len({who_writes(taught, step) for step in range(40)}) == 2
-    assert teacher_writes(taught)
-    assert not teacher_writes(given)
-    assert not teacher_writes(config(gkd(1.0)))
+    assert taught.teacher_writes
+    assert not given.teacher_writes
+    assert not config(gkd(1.0)).teacher_writes
 
 
 def test_ppos_critic_learns_alone_first() -> None:

@@ -349,6 +349,15 @@ def test_a_teacher_must_have_the_policys_vocabulary(make, tmp_path, policy):
     )
 
 
+def test_a_teacher_that_writes_has_an_engine_of_its_own(make, policy):
+    teacher = {"type": "gkd", "teacher": {"model": str(policy)}}
+    config = make(algorithm=teacher, generators={"tensor_parallel": 2})
+    (role,) = [role for role in make_plan(config, gpus=True).roles if role.name.startswith("teacher")]
+    assert (role.count, role.gpus, role.cpus) == (1, 2, 1)
+    alone = make(algorithm={**teacher, "lmbda": 1.0})
+    assert not [role for role in make_plan(alone, gpus=True).roles if role.name.startswith("teacher")]
+
+
 def test_a_critic_is_made_of_a_model(make, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder, message in (("empty", "holds no config.json"), ("none", "no such folder")):

@@ -21,7 +21,7 @@ import torch
 from trainers.advantages import group_advantages, leave_one_out_advantages
 from trainers.algorithms.base import LossOutput, Need, PolicyTokens, Totals
 from trainers.algorithms.config import GRPOConfig
-from trainers.algorithms.terms import Surrogate, kl_term, step_share, token_mean
+from trainers.algorithms.terms import Surrogate, clipped_loss
 from trainers.config import ImportanceConfig
 from trainers.rewards import overlong_penalty
 from trainers.types import AnnotatedSample, TrainSample
@@ -66,10 +66,7 @@ class GRPO:
             ratio=config.ratio,
             importance=self.importance,
         )
-        policy, metrics = surrogate(batch, totals)
-        penalty, measured = kl_term(batch, config.kl, coef=kl_coef)
-        metrics |= {"policy/entropy": token_mean(batch.entropy, batch.mask)} | measured
-        return LossOutput(loss=step_share(policy + penalty, batch, totals, how=config.aggregation), metrics=metrics)
+        return clipped_loss(batch, totals, surrogate, config.kl, kl_coef=kl_coef, how=config.aggregation)
 
     @property
     def _kl_in_reward(self) -> bool:

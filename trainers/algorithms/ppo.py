@@ -18,7 +18,7 @@ from torch import Tensor
 from trainers.advantages import gae, whiten
 from trainers.algorithms.base import VALUE_MOMENTS, LossOutput, Mean, Need, PolicyTokens, Totals, ValueTokens
 from trainers.algorithms.config import PPOConfig
-from trainers.algorithms.terms import Surrogate, kl_term, step_share, token_mean
+from trainers.algorithms.terms import Surrogate, clipped_loss, step_share, token_mean
 from trainers.config import ImportanceConfig
 from trainers.kl import kl_estimate, token_rewards
 from trainers.losses import value_loss
@@ -67,10 +67,7 @@ class PPO:
             dual_clip=config.dual_clip,
             importance=self.importance,
         )
-        policy, metrics = surrogate(batch, totals)
-        penalty, measured = kl_term(batch, config.kl, coef=kl_coef)
-        metrics |= {"policy/entropy": token_mean(batch.entropy, batch.mask)} | measured
-        return LossOutput(loss=step_share(policy + penalty, batch, totals), metrics=metrics)
+        return clipped_loss(batch, totals, surrogate, config.kl, kl_coef=kl_coef)
 
     def value_loss(self, batch: ValueTokens, *, totals: Totals) -> LossOutput:
         """The critic's clipped squared error, and the moments from which `explained_variance` is made."""

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from trainers.algorithms.base import WEIGHT_MOMENTS, Mean, PolicyTokens, Totals, ValueTokens
+from trainers.algorithms.base import WEIGHT_MOMENTS, LossOutput, Mean, PolicyTokens, Totals, ValueTokens
 from trainers.algorithms.config import KLConfig
 from trainers.config import ImportanceConfig
 from trainers.kl import kl_estimate, kl_limited_fraction
@@ -122,6 +122,22 @@ def kl_term(batch: PolicyTokens, kl: KLConfig, *, coef: float) -> tuple[Tensor |
         tokens = float(batch.mask.sum())
         metrics["kl/limited_fraction"] = Mean(float(limited) * tokens, tokens)
     return coef * kl_estimate(batch.logprobs, batch.ref_logprobs, kl.estimator), metrics
+
+
+def clipped_loss(
+    batch: PolicyTokens,
+    totals: Totals,
+    surrogate: Surrogate,
+    kl: KLConfig,
+    *,
+    kl_coef: float,
+    how: Aggregation = "token",
+) -> LossOutput:
+    """The policy's loss of GRPO and PPO: the surrogate plus the KL term where it is in the loss, aggregated alike."""
+    policy, metrics = surrogate(batch, totals)
+    penalty, measured = kl_term(batch, kl, coef=kl_coef)
+    metrics |= {"policy/entropy": token_mean(batch.entropy, batch.mask)} | measured
+    return LossOutput(loss=step_share(policy + penalty, batch, totals, how=how), metrics=metrics)
 
 
 def step_share(

@@ -25,7 +25,7 @@ from trainers.data.detect import Detector
 from trainers.data.findings import SHOWN, FileReport, Finding, LineProblem, plural
 from trainers.data.index import IndexWriter, RowArray, read_at
 from trainers.data.jsonl import JsonlScan, Rejecter
-from trainers.data.record import response_of, to_prompt
+from trainers.data.record import to_prompt
 from trainers.data.source import (
     STDIN,
     Counted,
@@ -117,11 +117,6 @@ class PromptSet(Sequence[Prompt]):
             return [self[j] for j in range(*i.indices(len(self)))]
         file, row = self._locate(i)
         return file[row]
-
-    def response(self, i: int) -> str | None:
-        """The response that the data holds beside prompt `i` (format `sft` under strip_responses), for GKD."""
-        file, row = self._locate(i)
-        return response_of(file.record(row))
 
     def entry_sizes(self) -> list[int]:
         """Prompts of each entry of `data.prompts`, in order."""

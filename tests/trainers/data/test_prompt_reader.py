@@ -268,7 +268,7 @@ def test_strip_responses_uses_the_prompts_of_sft_data(write: Write) -> None:
     prompts = open_prompts(path, strip_responses=True)
     assert texts(prompts) == ["a", "b", "c\nd", "e"]
     assert [p.columns for p in prompts] == [{"answer": 1}, {}, {"id": 7}, {}]
-    assert [prompts.response(i) for i in range(4)] == ["r1", "r2", "r3", None]
+    assert [prompts[i].response for i in range(4)] == ["r1", "r2", "r3", None]
 
 
 def test_gzip_globs_and_several_files(write: Write, tmp_path: Path) -> None:
