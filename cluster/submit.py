@@ -17,7 +17,7 @@ from cluster.config import RunConfig
 from cluster.plan import find_problems
 from cluster.run_directory import RunDirectory
 from cluster.runs import find_run
-from cluster.service.ray_cluster import RayCluster
+from cluster.service.ray_cluster import RayCluster, use_rays_token
 from cluster.service.run_view import Job, interrupt, not_started, read_job, view, write_job
 from trainers.errors import Problem, UserError
 
@@ -64,6 +64,7 @@ def stop(root: Path, run_id: str) -> str:
 
 
 def _cluster(root: Path, address: str | None) -> RayCluster:
+    use_rays_token(make=False)
     cluster = RayCluster(root / ".service", address or os.environ.get("RAY_ADDRESS") or None, start=False)
     asyncio.run(cluster.connect())
     if cluster.problem is not None:

@@ -29,6 +29,7 @@ from pydantic import BaseModel
 
 from cluster.files import write_atomic
 from cluster.run_directory import RunDirectory
+from trainers.errors import Problem, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,7 @@ class RayCluster:
             self._starting = False
 
     def _connect(self) -> None:
-        _use_rays_token(make=self._given is None and self._start_one)
-        from ray.job_submission import JobSubmissionClient  # not before the token is known
+        from ray.job_submission import JobSubmissionClient  # not before `use_rays_token`
 
         if self._given is not None:
             self._client, self.address = JobSubmissionClient(self._given), self._given
@@ -175,16 +175,20 @@ class RayCluster:
         return True
 
 
-def _use_rays_token(*, make: bool) -> None:
-    """Have Ray use its token; without one anybody who reaches its ports could run code (`make`: make one).
+def use_rays_token(*, make: bool) -> None:
+    """Have this process and its children use Ray's token; without one anybody who reaches its ports could run code.
 
-    The mode must stand in the environment before Ray is imported, else the Jobs API answers 401.
+    For commands to call before Ray is imported: the mode must stand in the environment then, else the Jobs API
+    answers 401. `make`: make a token where there is none. UserError where Ray cannot.
     """
     if not (Path.home() / ".ray" / "auth_token").is_file() and "RAY_AUTH_TOKEN" not in os.environ:
         if not make:
             return
         command = [str(BIN / "ray"), "get-auth-token", "--generate"]
-        subprocess.run(command, check=True, capture_output=True, timeout=4 * ASK_S)
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=4 * ASK_S)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise UserError([Problem("RAY_AUTH_TOKEN", f"Ray could not make a token: {_first_line(error)}")]) from error
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 

@@ -17,7 +17,7 @@ import uvicorn
 
 from cluster.files import write_atomic
 from cluster.service.app import make_app
-from cluster.service.ray_cluster import RayCluster
+from cluster.service.ray_cluster import RayCluster, use_rays_token
 from cluster.service.security import sha256
 from cluster.service.settings import Settings, is_loopback
 from trainers.errors import Problem, UserError
@@ -47,7 +47,9 @@ def run_service(options: ServeOptions) -> None:
         advice = "make one with `rlhf serve --new-token`, or set RLHF_TOKEN"
         raise UserError([Problem("--host", f"{options.host} can be reached by others, so a token is needed: {advice}")])
     listening = _listen(options.host, options.port)
-    app = make_app(settings, RayCluster(settings.private, os.environ.get("RAY_ADDRESS") or None))
+    address = os.environ.get("RAY_ADDRESS") or None
+    use_rays_token(make=address is None)
+    app = make_app(settings, RayCluster(settings.private, address))
     config = uvicorn.Config(
         app,
         log_level="warning",
