@@ -3,7 +3,8 @@
 It has a budget of `(max_staleness + 1) × prompts_per_step` slots. A slot is taken when a prompt is started and freed
 when the generators have new weights (`release`), so no completion can be older than `max_staleness` versions when it
 is trained on. With `max_staleness` 0 this is synchronous training. Groups are taken in the order of the stream, not
-of completion, so that a run does not depend on timing. It knows asyncio, and no role.
+of completion, so that a run does not depend on timing. A group that is passed over gives its slot to a further
+prompt at once. It knows asyncio, and no role.
 """
 
 from __future__ import annotations
@@ -61,10 +62,37 @@ class RolloutBuffer:
             self._free -= 1
             self._prompts_left -= 1
 
-    async def take(self, n: int) -> list[Rollout]:
-        """The oldest `n` groups, when they are done; the first failure of any group that is under way."""
+    async def take(
+        self, n: int, *, keep: Callable[[Rollout], bool] = lambda _: True, replace: int = 0
+    ) -> tuple[list[Rollout], list[Rollout]]:
+        """The oldest `n` groups to keep, when they are done, and those passed over on the way, `replace` at most.
+
+        For each that is passed over a further prompt is started in its slot. Staleness stays bounded: what is started
+        now stands behind fewer groups than there are slots, of which every step takes its prompts or more. Raises the
+        first failure of any group that is under way. A take that is given up takes nothing.
+        """
+        kept: list[Rollout] = []
+        passed: list[Rollout] = []
+        while len(kept) < n:
+            seen = len(kept) + len(passed)
+            count = 1 if len(passed) < replace else n - len(kept)
+            for rollout in (await self._oldest(seen + count))[seen:]:
+                if len(passed) == replace or keep(rollout):
+                    kept.append(rollout)
+                    continue
+                passed.append(rollout)
+                self._free += 1
+                self._prompts_left += 1
+                self.fill()
+        for _ in (*kept, *passed):
+            self._slots.popleft()
+        return kept, passed
+
+    async def _oldest(self, n: int) -> list[Rollout]:
+        """The oldest `n` groups, when they are done; they stay."""
         assert n <= len(self._slots), "fill() must have started what take() waits for"
-        wanted = {slot.task for slot in list(self._slots)[:n]}
+        oldest = list(self._slots)[:n]
+        wanted = {slot.task for slot in oldest}
         while wanted:
             running = {slot.task for slot in self._slots if not slot.task.done()}
             for slot in self._slots:
@@ -73,10 +101,10 @@ class RolloutBuffer:
             wanted &= running
             if wanted:
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-        return [self._slots.popleft().task.result() for _ in range(n)]
+        return [slot.task.result() for slot in oldest]
 
     def release(self, n: int) -> None:
-        """The generators have new weights: free the slots of `n` groups that were taken."""
+        """The generators have new weights: free the slots of `n` groups that were kept."""
         self._free += n
 
     def cursor(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from actors.config import GeneratorConfig, LearnerConfig, Placement, PolicyConfi
 from actors.reward_config import RewardConfig
 from cluster.overrides import Tree, apply_overrides, read_yaml
 from cluster.schema import Node, Schema
-from trainers.algorithms.config import AlgorithmConfig, GKDConfig
+from trainers.algorithms.config import AlgorithmConfig, GKDConfig, GRPOConfig
 from trainers.config import Config, SamplingConfig, TrainConfig
 from trainers.data.config import DataConfig
 from trainers.errors import Problem, UserError
@@ -114,6 +114,12 @@ class RunConfig(Config):
         """Whether GKD's teacher needs an engine: it writes some steps, and the data has no responses in its place."""
         algorithm = self.algorithm
         return isinstance(algorithm, GKDConfig) and algorithm.lmbda < 1 and not self.data.strip_responses
+
+    @property
+    def replaceable_groups(self) -> int:
+        """Groups at most for which a step may write others, because their rewards are all equal."""
+        algorithm = self.algorithm
+        return algorithm.dynamic_sampling * self.train.prompts_per_step if isinstance(algorithm, GRPOConfig) else 0
 
 
 REFUSED_SAMPLING = (

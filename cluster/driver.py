@@ -23,7 +23,7 @@ from cluster.checkpoint import Checkpoint, CheckpointStore, DriverState
 from cluster.config import RunConfig
 from cluster.files import RunDirectoryError
 from cluster.groups import Encoder, GroupProducer
-from cluster.lessons import make_order, who_writes
+from cluster.lessons import make_order, teaches, who_writes
 from cluster.measures import Clock, StepFacts, eval_metrics, step_metrics
 from cluster.progress import Progress
 from cluster.recorder import Recorder, rollout_rows
@@ -145,11 +145,13 @@ class Driver:
         began = monotonic()
         progress.phase("generate")
         buffer.fill()
-        rollouts = await self._unless_stopped(buffer.take(train.prompts_per_step))
+        taking = buffer.take(train.prompts_per_step, keep=teaches, replace=self._config.replaceable_groups)
+        rollouts, replaced = await self._unless_stopped(taking)
         written = self._groups.written_at
         clock.generate, clock.reward = written - began, monotonic() - written
-        self._groups.refuse_failed(rollouts, step=self._step + 1)
-        self._roles.scorer.end_step([rollout.rewards for rollout in rollouts])
+        scored = [*rollouts, *replaced]
+        self._groups.refuse_failed(scored, step=self._step + 1)
+        self._roles.scorer.end_step([rollout.rewards for rollout in scored])
 
         progress.phase("annotate")
         began_part = monotonic()
@@ -182,7 +184,8 @@ class Driver:
         facts = StepFacts(
             step=self._step,
             version=self._version,
-            rollouts=rollouts,
+            rollouts=scored,
+            replaced=len(replaced) if self._config.replaceable_groups else None,
             samples=samples,
             report=report,
             proof=proof,

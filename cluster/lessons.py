@@ -1,4 +1,4 @@
-"""What an algorithm's own keys mean for a step of the loop: who writes it, and what its update trains.
+"""What an algorithm's own keys mean for a step of the loop: who writes it, what is kept, what its update trains.
 
 Pure: the config and the step's number (steps done before it) decide, so that a resumed run does the same.
 """
@@ -10,6 +10,7 @@ from cluster.config import RunConfig
 from cluster.groups import Writer
 from trainers.algorithms.config import GKDConfig, PPOConfig
 from trainers.algorithms.gkd import policy_writes
+from trainers.types import Rollout
 
 
 def who_writes(config: RunConfig, step: int) -> Writer:
@@ -18,6 +19,17 @@ def who_writes(config: RunConfig, step: int) -> Writer:
     if not isinstance(algorithm, GKDConfig) or policy_writes(config.seed, step, algorithm.lmbda):
         return "policy"
     return "data" if config.data.strip_responses else "teacher"
+
+
+def teaches(rollout: Rollout) -> bool:
+    """Whether the group's rewards differ (SEMANTICS: dynamic sampling); one that nobody could score is kept.
+
+    >>> from types import SimpleNamespace as Group
+    >>> [teaches(Group(reward=reward)) for reward in ((1.0, 0.0), (1.0, None, 1.0), (None, None))]
+    [True, False, True]
+    """
+    scores = {reward for reward in rollout.reward if reward is not None}
+    return len(scores) != 1
 
 
 def make_order(config: RunConfig, step: int, *, kl_coef: float) -> UpdateOrder:

@@ -34,7 +34,8 @@ class StepFacts:
 
     step: int
     version: int  # of the policy that wrote, before the update
-    rollouts: Sequence[Rollout]
+    rollouts: Sequence[Rollout]  # all that were written, also those that were replaced
+    replaced: int | None = None  # how many of them were; None without dynamic sampling
     samples: Sequence[TrainSample]
     report: StepReport
     proof: Proof
@@ -61,6 +62,8 @@ def step_metrics(facts: StepFacts) -> dict[str, float]:
         metrics |= {"policy/grad_norm": report.grad_norm, "policy/lr": report.learning_rate}
     if facts.trained_rewards:
         metrics["advantage/zero_groups"] = zero_groups(facts.samples)
+    if facts.replaced is not None:
+        metrics["advantage/replaced_groups"] = facts.replaced
     metrics |= rollout_metrics(facts.rollouts)
     if "rollout/logprob_gap_mean" in report.metrics:  # not where someone else than the policy wrote
         metrics["rollout/logprob_gap_max"] = report.gap_max

@@ -193,6 +193,8 @@ def batch_arithmetic(config: RunConfig, *, prompts: int | None) -> list[str]:
     lines = [
         f"{_count(train.prompts_per_step, 'prompt')} × {_count(n, 'completion')} = {_count(samples, 'sample')} a step",
     ]
+    if extra := config.replaceable_groups:
+        lines.append(f"up to {_count(extra, 'further prompt')} a step, for groups whose rewards are all equal")
     if updates == 1:
         lines.append(f"1 update of {_count(samples, 'sample')} a step: exactly on-policy")
     else:

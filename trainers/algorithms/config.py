@@ -81,6 +81,8 @@ class GRPOConfig(Config):
     """The ratio of each token, or of the sequence, per token (GSPO, 2507.18071, with clips of about 0.0003)."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over all tokens of the optimizer step, mean of the sequences' means, or division by a constant."""
+    dynamic_sampling: int = Field(default=0, ge=0)
+    """Prompts a step may try in place of those whose group's rewards are all equal, times prompts_per_step (DAPO)."""
     overlong: OverlongConfig | None = None
     """Subtracts from the reward of completions that come near the length limit (DAPO, 2503.14476); null = nothing."""
 

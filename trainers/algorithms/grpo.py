@@ -6,8 +6,9 @@ reference. Chosen details: unbiased standard deviation, groups with equal reward
 token count (their KL term acts), aggregation over all tokens of the optimizer step (DAPO, 2503.14476).
 RLOO (2402.14740) is `advantage: leave_one_out, scale: none`; Dr. GRPO (2503.20783) is `scale: none,
 aggregation: constant`; GSPO (2507.18071) is `ratio: sequence, aggregation: sequence` with narrow clips; DAPO's soft
-punishment of length is `overlong`. With the KL term in the reward, a completion's reward is reduced by `kl_coef`
-times the sum of k1 over its tokens, of the policy that the update starts from, before the group is compared.
+punishment of length is `overlong`, its replacement of groups that teach nothing `dynamic_sampling` (the driver's). With
+the KL term in the reward, a completion's reward is reduced by `kl_coef` times the sum of k1 over its tokens, of the
+policy that the update starts from, before the group is compared.
 """
 
 from __future__ import annotations

@@ -205,7 +205,8 @@ def too_little_signal(patient: Patient) -> list[Finding]:
             f"{meaning}",
             remedy=Remedy(
                 "Use prompts of which the policy solves some but not all, or a finer reward. More samples for each "
-                "prompt and a higher temperature make groups differ.",
+                "prompt and a higher temperature make groups differ; algorithm.dynamic_sampling tries further prompts "
+                "in place of those that do not.",
                 patient.scaled("sampling.n", 2) + patient.scaled("sampling.temperature", 1.2, most=1.5),
             ),
             curves=(idle.curve("groups without any advantage"),),
