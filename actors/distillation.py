@@ -1,4 +1,7 @@
-"""GKD's teacher inside the learners: how far the policy is from it, token by token. It knows torch, no engine."""
+"""How far the policy is from GKD's teacher, token by token: one inside the learners, or what an engine of it said.
+
+It knows torch, no engine.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import Tensor
 from actors.policy import aligned, forward
 from trainers.algorithms.config import GKDConfig
 from trainers.jsd import generalized_jsd, topk_jsd
+from trainers.types import TopLogprobs
 
 
 class Teacher:
@@ -38,6 +42,14 @@ class Teacher:
         logprobs = torch.log_softmax(teacher.float() / config.temperature, dim=-1)
         best, ids = logprobs.topk(min(config.top_k, logprobs.shape[-1]), dim=-1)
         return topk_jsd(student, best, ids, beta=config.beta, temperature=config.temperature)
+
+
+def served_divergence(logits: Tensor, taught: TopLogprobs, mask: Tensor, *, beta: float) -> Tensor:
+    """The same from what an engine of the teacher said of the n tokens of `mask`, at temperature 1."""
+    chosen = mask[:, 1:]
+    student = logits[:, :-1][chosen]
+    best, ids = (torch.from_numpy(array.copy()).to(logits.device) for array in (taught.logprobs, taught.ids))
+    return aligned(_scattered(topk_jsd(student, best, ids, beta=beta), chosen))
 
 
 def _scattered(values: Tensor, places: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from actors.messages import EngineSpec, GenerateRequest
-from trainers.types import Completion
+from actors.messages import EngineSpec, GenerateRequest, TeachRequest
+from trainers.types import Completion, TopLogprobs
 
 if TYPE_CHECKING:
     from actors.receivers import Receiver
@@ -39,6 +39,10 @@ class Generator:
     async def generate(self, request: GenerateRequest) -> tuple[Completion, ...]:
         """All completions of one group, in the order of their seeds."""
         return tuple(await asyncio.gather(*map(asyncio.wrap_future, self._engine.draw(request))))
+
+    async def top_logprobs(self, request: TeachRequest) -> TopLogprobs:
+        """What the model would have written in the places of a sequence."""
+        return await asyncio.wrap_future(self._engine.teach(request))
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
         """Rendezvous with the learners, where the transport has one."""

@@ -14,13 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from actors.messages import AnnotatedRows, GenerateRequest, Proof, StepReport, UpdateOrder, UpdateReport
+from actors.messages import AnnotatedRows, GenerateRequest, Proof, StepReport, TeachRequest, UpdateOrder, UpdateReport
 from actors.remote import ActorGroup
 from actors.weights import Route, SentWeights, WeightSyncError, compare_digests
 from trainers.algorithms.base import Mean, Need
 from trainers.config import SamplingConfig, TrainConfig
 from trainers.packing import pack_samples, pack_updates, unpack_rows
-from trainers.types import AnnotatedSample, Completion, Float32Array, Sample, TokenPrompt, TrainSample, to_sample
+from trainers.types import (
+    AnnotatedSample,
+    Completion,
+    Float32Array,
+    Sample,
+    TokenPrompt,
+    TopLogprobs,
+    TrainSample,
+    to_sample,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +74,10 @@ class LearnerGroup:
             for name, into in found.items():
                 if name in needs:
                     unpack_rows(batches, [getattr(r, name) for r in rows], into)
-        return [AnnotatedSample(sample=s, **{name: of[i] for name, of in found.items()}) for i, s in enumerate(samples)]
+        return [
+            AnnotatedSample(sample=sample, old_logprobs=old, ref_logprobs=reference, values=values)
+            for sample, old, reference, values in zip(samples, *found.values(), strict=True)
+        ]
 
     async def update(self, samples: Sequence[TrainSample], order: UpdateOrder, *, seed: Sequence[int]) -> StepReport:
         """See `protocols.Learners`."""
@@ -126,7 +138,7 @@ def _merge(reports: Sequence[UpdateReport], samples: Sequence[TrainSample]) -> S
 
 
 class GeneratorGroup:
-    """Implements `protocols.Generators`."""
+    """Implements `protocols.Generators`, and with an engine of the teacher `protocols.Teacher`."""
 
     def __init__(self, actors: ActorGroup, deadlines: Deadlines) -> None:
         self.actors = actors
@@ -154,6 +166,16 @@ class GeneratorGroup:
         finally:
             self._load[replica] -= len(seeds)
         return completions
+
+    async def top_logprobs(self, sample: Sample, k: int) -> TopLogprobs:
+        """See `protocols.Teacher`; there is one engine of it."""
+        request = TeachRequest(
+            id=f"{sample.id}#{next(self._calls)}", tokens=sample.tokens, places=np.flatnonzero(sample.mask), top_k=k
+        )
+        taught: TopLogprobs = await self.actors.one(
+            0, "teach", lambda a: a.top_logprobs.remote(request), deadline_s=self._deadlines.generate
+        )
+        return taught
 
 
 class WeightSynchronizer:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actors.critic import forward_values, load_critic
 from actors.deepspeed_engine import FrozenEngine, TrainingEngine, shard_while_loading
-from actors.distillation import Teacher
+from actors.distillation import Teacher, served_divergence
 from actors.messages import LearnerSpec
 from actors.policy import chosen_logprobs, forward, load_model, load_policy
 from actors.trainee import make_trainee
@@ -45,10 +45,10 @@ class LearnerModels:
         )
         if "ref_logprobs" in needs and spec.policy.train_type == "full":
             self._reference = FrozenEngine(load_model(spec.policy), learner=spec.learners, dtype=spec.policy.dtype)
-        if "divergence" in needs:
-            config = cast("GKDConfig", spec.algorithm)
-            model = load_model(spec.policy.model_copy(update={"model": config.teacher.model}))
-            self._teacher = Teacher(FrozenEngine(model, learner=spec.learners, dtype=spec.policy.dtype), config)
+        self._lesson = spec.algorithm if isinstance(spec.algorithm, GKDConfig) else None
+        if self._lesson is not None and not self._lesson.teacher.served:
+            model = load_model(spec.policy.model_copy(update={"model": self._lesson.teacher.model}))
+            self._teacher = Teacher(FrozenEngine(model, learner=spec.learners, dtype=spec.policy.dtype), self._lesson)
         del sharding  # had to live until the last causal language model was loaded
         if "values" in needs:
             self.critic = _load_critic(spec)
@@ -92,8 +92,17 @@ class LearnerModels:
             old_logprobs=logprobs.detach() if batch.old_logprobs is None else self._on_device(batch.old_logprobs),
             ref_logprobs=None if batch.ref_logprobs is None else self._on_device(batch.ref_logprobs),
             advantages=self._on_device(batch.advantages),
-            divergence=None if self._teacher is None else self._teacher.divergence(logits, tokens, lengths, mask),
+            divergence=self._divergence(batch, logits, mask),
         )
+
+    def _divergence(self, batch: MicroBatch, logits: Tensor, mask: Tensor) -> Tensor | None:
+        """From the teacher, at each token, of the policy's `logits` `[B, T, V]`."""
+        if self._teacher is not None:
+            return self._teacher.divergence(logits, *self._sequences(batch), mask)
+        if self._lesson is None:
+            return None
+        assert batch.taught is not None, "the teacher's engine was not asked"
+        return served_divergence(logits, batch.taught, mask, beta=self._lesson.beta)
 
     def value_tokens(self, batch: MicroBatch) -> ValueTokens:
         """The critic's forward pass, for its loss."""

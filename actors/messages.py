@@ -10,7 +10,7 @@ from actors.weights import Transport
 from trainers.algorithms.base import Mean
 from trainers.algorithms.config import AlgorithmConfig
 from trainers.config import SamplingConfig, TrainConfig
-from trainers.types import Float32Array, Int32Array, Prompt
+from trainers.types import Float32Array, Int32Array, Int64Array, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,7 @@ class EngineSpec:
     generators: GeneratorConfig
     max_model_len: int
     transport: Transport = "ray"
+    top_logprobs: int = 1  # the most that are asked for at a token
     adapter: PolicyConfig | None = None  # whose adapter is served on the model; None: the model's own weights change
 
 
@@ -33,6 +34,16 @@ class GenerateRequest:
     prompt: Int32Array
     sampling: SamplingConfig
     seeds: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeachRequest:
+    """A sequence that is written already, of which the engine's model is to say what it would have written."""
+
+    id: str
+    tokens: Int32Array  # [T]
+    places: Int64Array  # [n], rising, each at least 1: of the tokens to tell the alternatives of
+    top_k: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from actors.messages import GroupScores, Proof, ScoreRequest, StepReport, UpdateOrder
 from trainers.algorithms.base import Need
 from trainers.config import SamplingConfig
-from trainers.types import AnnotatedSample, Completion, Sample, TokenPrompt, TrainSample
+from trainers.types import AnnotatedSample, Completion, Sample, TokenPrompt, TopLogprobs, TrainSample
 
 
 class Generators(Protocol):
@@ -22,6 +22,14 @@ class Generators(Protocol):
         self, prompt: TokenPrompt, sampling: SamplingConfig, seeds: Sequence[int]
     ) -> tuple[Completion, ...]:
         """One group, by whichever replica is least busy; the same seeds write the same text."""
+        ...
+
+
+class Teacher(Generators, Protocol):
+    """An engine of GKD's teacher."""
+
+    async def top_logprobs(self, sample: Sample, k: int) -> TopLogprobs:
+        """Its `k` likeliest tokens wherever the policy chose one."""
         ...
 
 
@@ -102,7 +110,7 @@ class Roles:
     """All roles of a run."""
 
     generators: Generators
-    teacher: Generators | None = None  # writes in the policy's place, where the algorithm asks for it
+    teacher: Teacher | None = None  # writes in the policy's place or judges its tokens, where the algorithm asks for it
     learners: Learners
     weights: WeightSync
     scorer: Scorer

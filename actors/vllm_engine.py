@@ -11,6 +11,8 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -23,9 +25,9 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.config import LARGEST_RANK
-from actors.messages import EngineSpec, GenerateRequest
+from actors.messages import EngineSpec, GenerateRequest, TeachRequest
 from trainers.config import SamplingConfig
-from trainers.types import Completion, FinishReason
+from trainers.types import Completion, FinishReason, Int32Array, TopLogprobs
 
 _T = TypeVar("_T")
 _RANKS = (8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)  # of adapters, for which vLLM reserves room
@@ -42,7 +44,7 @@ class VllmEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
-        self._pending: dict[str, tuple[Future[Completion], int]] = {}
+        self._pending: dict[str, _Asked] = {}
         self._paused = False
         self._policy_version = -1
         self._adapter: LoRARequest | None = None
@@ -64,11 +66,28 @@ class VllmEngine:
         futures: list[Future[Completion]] = [Future() for _ in request.seeds]
 
         def add() -> None:
+            read = partial(_completion, version=self._policy_version)
             for index, future in enumerate(futures):
-                self._add(request, index, future)
+                params = sampling_params(request.sampling, seed=request.seeds[index])
+                self._add(f"{request.id}/{index}", request.prompt, params, _Asked(future, read))
 
         self._submit(add, futures)
         return futures
+
+    def teach(self, request: TeachRequest) -> Future[TopLogprobs]:
+        """Start reading a sequence. Its last token is not read but drawn, which tells what might stand there."""
+        future: Future[TopLogprobs] = Future()
+        k = request.top_k
+        params = SamplingParams(
+            temperature=1.0, max_tokens=1, logprobs=k, prompt_logprobs=k, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+
+        def read(output: Any) -> TopLogprobs:
+            found = [*output.prompt_logprobs, output.outputs[0].logprobs[0]]
+            return _top([found[place] for place in request.places], k)
+
+        self._submit(lambda: self._add(request.id, request.tokens[:-1], params, _Asked(future, read)), [future])
+        return future
 
     def call(self, function: Callable[[Any], _T]) -> Future[_T]:
         """Run `function(engine)` between two engine steps."""
@@ -154,7 +173,7 @@ class VllmEngine:
         """Tell everyone who waits, and who will."""
         with self._failing:
             self._failure = failure
-        _fail([future for future, _ in self._pending.values()], failure)
+        _fail([asked.future for asked in self._pending.values()], failure)
         while not self._commands.empty():
             if (queued := self._commands.get()) is not None:
                 _fail(queued[1], failure)
@@ -172,36 +191,48 @@ class VllmEngine:
                 pass
             for output in self._engine.step():
                 if output.finished:
-                    self._finish(output)
+                    asked = self._pending.pop(output.request_id)
+                    asked.future.set_result(asked.read(output))
 
-    def _add(self, request: GenerateRequest, index: int, future: Future[Completion]) -> None:
-        key = f"{request.id}/{index}"
-        params = sampling_params(request.sampling, seed=request.seeds[index])
+    def _add(self, key: str, tokens: Int32Array, params: SamplingParams, asked: _Asked) -> None:
         try:
-            prompt = {"prompt_token_ids": request.prompt.tolist()}
-            self._engine.add_request(key, prompt, params, lora_request=self._adapter)
+            self._engine.add_request(key, {"prompt_token_ids": tokens.tolist()}, params, lora_request=self._adapter)
         except VLLMClientError as error:  # refused, for instance because it is longer than the context
-            future.set_exception(ValueError(str(error)))
+            asked.future.set_exception(ValueError(str(error)))
             return
         except Exception as error:  # noqa: BLE001 - boundary: handed to who waits
-            future.set_exception(error)
+            asked.future.set_exception(error)
             return
-        self._pending[key] = (future, self._policy_version)
+        self._pending[key] = asked
 
-    def _finish(self, output: Any) -> None:
-        future, version = self._pending.pop(output.request_id)
-        written = output.outputs[0]
-        tokens = np.asarray(written.token_ids, dtype=np.int32)
-        logprobs = [step[token].logprob for step, token in zip(written.logprobs, written.token_ids, strict=True)]
-        future.set_result(
-            Completion(
-                tokens=tokens,
-                logprobs=np.asarray(logprobs, dtype=np.float32),
-                text=written.text,
-                finish_reason=cast("FinishReason", written.finish_reason),
-                policy_version=version,
-            )
-        )
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Who waits for a request, and how its output is read."""
+
+    future: Future[Any]
+    read: Callable[[Any], Any]
+
+
+def _completion(output: Any, *, version: int) -> Completion:
+    written = output.outputs[0]
+    logprobs = [step[token].logprob for step, token in zip(written.logprobs, written.token_ids, strict=True)]
+    return Completion(
+        tokens=np.asarray(written.token_ids, dtype=np.int32),
+        logprobs=np.asarray(logprobs, dtype=np.float32),
+        text=written.text,
+        finish_reason=cast("FinishReason", written.finish_reason),
+        policy_version=version,
+    )
+
+
+def _top(places: Sequence[Any], k: int) -> TopLogprobs:
+    """vLLM gives at each place the likeliest tokens by id, and besides the one that stands there."""
+    best = [sorted(place.items(), key=lambda item: item[1].rank)[:k] for place in places]
+    return TopLogprobs(
+        np.asarray([[id for id, _ in row] for row in best], dtype=np.int32).reshape(len(best), -1),
+        np.asarray([[found.logprob for _, found in row] for row in best], dtype=np.float32).reshape(len(best), -1),
+    )
 
 
 def _fail(futures: Sequence[Future[Any]], failure: BaseException) -> None:
@@ -247,7 +278,7 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
         enforce_eager=on_cpu or config.enforce_eager,
         enable_prefix_caching=config.prefix_caching,
         logprobs_mode="processed_logprobs",
-        max_logprobs=1,
+        max_logprobs=spec.top_logprobs,
         seed=0,
         disable_log_stats=True,
         **device_args,

@@ -110,10 +110,18 @@ class RunConfig(Config):
     """Deadlines of the phases."""
 
     @property
-    def teacher_writes(self) -> bool:
-        """Whether GKD's teacher needs an engine: it writes some steps, and the data has no responses in its place."""
+    def serves_teacher(self) -> bool:
+        """Whether GKD's teacher needs an engine: to write some steps (where the data has no responses in its place),
+        or to tell what it would have written."""
+        return self.served_top_k is not None or (
+            isinstance(self.algorithm, GKDConfig) and self.algorithm.lmbda < 1 and not self.data.strip_responses
+        )
+
+    @property
+    def served_top_k(self) -> int | None:
+        """How many of its likeliest tokens an engine of the teacher tells; None where the learners hold the teacher."""
         algorithm = self.algorithm
-        return isinstance(algorithm, GKDConfig) and algorithm.lmbda < 1 and not self.data.strip_responses
+        return algorithm.top_k if isinstance(algorithm, GKDConfig) and algorithm.teacher.served else None
 
     @property
     def replaceable_groups(self) -> int:

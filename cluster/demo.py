@@ -1,6 +1,6 @@
 """The demo: tiny models made from code and a seed, then GRPO on them, then what became of it.
 
-It makes what `examples/arithmetic/grpo.yaml` names and runs that file as `rlhf train` would.
+It makes what the files in `examples/arithmetic/` name and runs `grpo.yaml` as `rlhf train` would.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cluster.recorder import read_metrics
 from cluster.run_directory import RunDirectory
 from trainers.arithmetic import write_prompts
 from trainers.errors import Problem, UserError
-from trainers.tiny_models import make_policy, make_reward_model, recipe
+from trainers.tiny_models import make_policy, make_reward_model, make_teacher, recipe
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "arithmetic" / "grpo.yaml"
 MODELS = EXAMPLE.parent.parent.parent / ".cache" / "demo"
@@ -83,17 +83,23 @@ def prepare(console: Console, watch: Stopwatch) -> None:
         makers: dict[str, Callable[..., None]] = {
             "policy": make_policy,
             "reward": partial(make_reward_model, policy=MODELS / "policy"),
+            "teacher": _make_teacher,
         }
         for name, make in makers.items():
             if (MODELS / name / "config.json").exists():
                 continue
-            task = bar.add_task(f"making the {name} model" if name == "reward" else "instruction-tuning the policy")
+            task = bar.add_task("instruction-tuning the policy" if name == "policy" else f"making the {name} model")
             unfinished = MODELS / f".{name}.partial"
             with watch.part(f"make {name}"):
                 make(unfinished, progress=_showing(bar, task))
             unfinished.rename(MODELS / name)
     write_prompts(MODELS / "prompts.jsonl", _PROMPTS, seed=0)
     write_prompts(MODELS / "held_out.jsonl", _HELD_OUT, seed=0, held_out=True)
+
+
+def _make_teacher(path: Path, *, progress: Callable[[int, int], None]) -> None:
+    make_teacher(path, MODELS / "policy")
+    progress(1, 1)
 
 
 def _showing(bar: Progress, task: TaskID) -> Callable[[int, int], None]:

@@ -157,6 +157,8 @@ class Driver:
         began_part = monotonic()
         await self._roles.turns.learn()
         annotated = await self._roles.learners.annotate(to_samples(rollouts), self._needs())
+        if (k := self._config.served_top_k) is not None:
+            annotated = await self._groups.taught(annotated, k)
         clock.annotate = monotonic() - began_part
 
         progress.phase("train")

@@ -19,7 +19,7 @@ from actors.reward_config import reward_names
 from cluster.config import RunConfig
 from trainers.errors import Problem, UserError
 from trainers.seeds import derive_seed
-from trainers.types import Completion, Prompt, Rollout, TokenPrompt
+from trainers.types import AnnotatedSample, Completion, Prompt, Rollout, TokenPrompt
 
 Writer: TypeAlias = Literal["policy", "teacher", "data"]
 
@@ -95,6 +95,14 @@ class GroupProducer:
             finish_reason="stop" if len(tokens) <= limit else "length",
             policy_version=version,
         )
+
+    async def taught(self, samples: Sequence[AnnotatedSample], k: int) -> list[AnnotatedSample]:
+        """The samples with the teacher's `k` likeliest tokens."""
+        teacher = self._roles.teacher
+        assert teacher is not None, "this run has no engine of its teacher"
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(teacher.top_logprobs(annotated.sample, k)) for annotated in samples]
+        return [replace(annotated, taught=task.result()) for annotated, task in zip(samples, asked, strict=True)]
 
     def refuse_failed(self, rollouts: Sequence[Rollout], *, step: int) -> None:
         """Raise `RewardsFailedError` with the first cause where more of a step failed than is allowed."""

@@ -106,7 +106,7 @@ def _attempt(config: RunConfig, run: RunDirectory, progress: Recording, memory: 
         run.update(state="failed", error=cause)
         progress.note(f"failed: {describe(cause)}")
         return FAILED
-    run.update(state="succeeded")
+    run.update(state="succeeded", peak_memory=memory)
     progress.note(f"done: the trained model is in {run.model}")
     return DONE
 

@@ -170,9 +170,9 @@ def roles(config: RunConfig, *, gpus: bool) -> list[Role]:
         Role("generator", config.generators.replicas, seats.generator_gpus, 1, packed),
         Role("learner", config.learners.workers, seats.learner_gpus, 1, packed),
     ]
-    if config.teacher_writes:
+    if config.serves_teacher:
         engine = config.generators.tensor_parallel if gpus else 0
-        found.append(Role("teacher (writes)", 1, engine, 1, packed))
+        found.append(Role("teacher (engine)", 1, engine, 1, packed))
     for index, reward in enumerate(config.rewards):
         name = f"reward {reward.name or index}"
         if isinstance(reward, ModelReward):

@@ -57,7 +57,7 @@ async def open_roles(
     On a cluster of the run's own the reward service is left to end with it.
     """
     gpus = ray.cluster_resources().get("GPU", 0) > 0
-    plan = layout(config.placement, config.generators, config.learners, gpus=gpus, teacher=config.teacher_writes)
+    plan = layout(config.placement, config.generators, config.learners, gpus=gpus, teacher=config.serves_teacher)
     group = await asyncio.to_thread(reserve, plan, deadline_s=min(config.timeouts.start_s, 120.0))
     transport = choose_transport(config, gpus=gpus)
     deadlines = _deadlines(config)
@@ -67,7 +67,7 @@ async def open_roles(
         generator_actors = launch_generators("generator", policy_engine(config, run, transport), seats)
         stack.callback(generator_actors.kill)
         teacher = None
-        if config.teacher_writes:
+        if config.serves_teacher:
             seats = generator_seats(plan, group, config.generators, run.logs, teacher=True)
             teacher = GeneratorGroup(launch_generators("teacher", teacher_engine(config), seats), deadlines)
             stack.callback(teacher.actors.kill)
@@ -153,10 +153,11 @@ def policy_engine(config: RunConfig, run: RunDirectory, transport: Transport) ->
 
 
 def teacher_engine(config: RunConfig) -> EngineSpec:
-    """What writes for GKD's teacher: one engine whose weights stay."""
+    """GKD's teacher: one engine whose weights stay."""
     assert isinstance(config.algorithm, GKDConfig)
     return EngineSpec(
         model=config.algorithm.teacher.model,
+        top_logprobs=config.served_top_k or 1,
         dtype=config.policy.dtype,
         generators=config.generators,
         max_model_len=max_model_len(config),

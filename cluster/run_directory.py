@@ -95,6 +95,8 @@ class RunRecord(Config):
     """Why it failed."""
     headline: dict[str, FiniteFloat] = Field(default_factory=dict)
     """The few metrics that a table of runs shows, by metric key."""
+    peak_memory: dict[str, int] = Field(default_factory=dict)
+    """Peak host memory of each process in bytes, by role and rank, once the run has ended well."""
 
 
 class RunChanges(TypedDict, total=False):
@@ -105,6 +107,7 @@ class RunChanges(TypedDict, total=False):
     steps: int
     error: RunError | None
     headline: dict[str, float]
+    peak_memory: dict[str, int]
     versions: dict[str, str]
 
 

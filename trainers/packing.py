@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from trainers.types import BoolArray, Float32Array, Int32Array, Sample, TrainSample
+from trainers.types import BoolArray, Float32Array, Int32Array, Sample, TopLogprobs, TrainSample
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -36,6 +36,7 @@ class MicroBatch:
     old_values: Float32Array | None = None  # [B, T]
     advantages: Float32Array | None = None  # [B, T]
     returns: Float32Array | None = None  # [B, T]
+    taught: TopLogprobs | None = None  # of the mask's n True places, row by row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +151,7 @@ def _train_batch(samples: Sequence[TrainSample], indices: Sequence[int]) -> Micr
         old_values=_pad_optional([s.annotated.values for s in chosen], like=samples[0].annotated.values),
         advantages=_pad([s.advantages for s in chosen], np.float32),
         returns=_pad_optional([s.returns for s in chosen], like=samples[0].returns),
+        taught=_join([s.annotated.taught for s in chosen], like=samples[0].annotated.taught),
     )
 
 
@@ -169,3 +171,14 @@ def _pad_optional(rows: Sequence[Float32Array | None], *, like: Float32Array | N
     if len(present) != len(rows):
         raise ValueError("some samples have a per-token quantity that others lack")
     return _pad(present, np.float32)
+
+
+def _join(rows: Sequence[TopLogprobs | None], *, like: TopLogprobs | None) -> TopLogprobs | None:
+    """`like` as for `_pad_optional`; its first 0 places stand for an empty micro-batch."""
+    if like is None:
+        return None
+    present = [r for r in rows if r is not None]
+    if len(present) != len(rows):
+        raise ValueError("the teacher was asked about some samples and not about others")
+    ids = np.concatenate([like.ids[:0], *(r.ids for r in present)])
+    return TopLogprobs(ids, np.concatenate([like.logprobs[:0], *(r.logprobs for r in present)]))

@@ -1,4 +1,4 @@
-"""The tiny models of the demo and the tests, made from nothing but code and a seed: tokenizer, policy, reward model.
+"""The tiny models of the examples and the tests, from nothing but code and a seed: policy, reward model, teacher.
 
 The policy is taught the chat format and to add, with slips of the pen: greedy it is nearly always right, sampled in
 less than half of the cases, which is a starting point for RL. The reward model is such a model with two more layers,
@@ -48,6 +48,7 @@ SLIP = 0.3  # how often a digit of a lesson's result is a random one
 READING = 0.3  # weight of naming the token that was just read
 JUDGED_PER_STEP, WRONG_PER_SUM = 32, 3
 CENTRE = 0.1  # keeps right answers as far above 0 as wrong ones below, whatever the sum or the kind of mistake
+SURENESS = 3.0  # of the teacher: its logits against the policy's
 ADDING_RATE, JUDGING_RATE, WARM_UP = 5e-3, 1e-2, 30
 
 
@@ -106,6 +107,14 @@ def make_policy(
     model = _seeded(seed, lambda: Qwen3ForCausalLM(config))
     _teach_sums(model, tokenizer, seed=seed, steps=steps, report=_reporter(progress, total=steps))
     _save(path, model, tokenizer)
+
+
+def make_teacher(path: Path, policy: Path) -> None:
+    """Saves the model under `policy`, so much surer of itself that sampled it is nearly as often right as greedy."""
+    model = Qwen3ForCausalLM.from_pretrained(policy, dtype=torch.float32, local_files_only=True)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(SURENESS)  # the logits too, as if drawn at temperature 1 / SURENESS
+    _save(path, model, make_tokenizer())
 
 
 def make_reward_model(

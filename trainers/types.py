@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Int32Array: TypeAlias = npt.NDArray[np.int32]
+Int64Array: TypeAlias = npt.NDArray[np.int64]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 Message: TypeAlias = dict[str, Any]
@@ -93,14 +94,23 @@ class Sample:
         _same_length(self.id, self.tokens, self.mask, self.rollout_logprobs)
 
 
+@dataclass(frozen=True, slots=True)
+class TopLogprobs:
+    """A teacher's K likeliest tokens at each of the n places where the policy chose one, in their order."""
+
+    ids: Int32Array  # [n, K]
+    logprobs: Float32Array  # [n, K], at temperature 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnnotatedSample:
-    """A sample with what the learner's models say of it. None: this run does not need that quantity."""
+    """A sample with what the models say of it. None: this run does not need that quantity."""
 
     sample: Sample
     old_logprobs: Float32Array | None = None  # [T] the trainer's own before the update; None: exactly on-policy
     ref_logprobs: Float32Array | None = None  # [T]
     values: Float32Array | None = None  # [T]
+    taught: TopLogprobs | None = None  # from an engine of the teacher
 
     def __post_init__(self) -> None:
         given = [a for a in (self.old_logprobs, self.ref_logprobs, self.values) if a is not None]

@@ -29,7 +29,7 @@ from transformers import AutoModelForSequenceClassification
 from actors.messages import StepReport, UpdateOrder
 from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig, PPOKLConfig, TeacherConfig
 from trainers.tiny_models import make_random_reward_model
-from trainers.types import AnnotatedSample, TrainSample
+from trainers.types import AnnotatedSample, TopLogprobs, TrainSample
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
@@ -190,6 +190,53 @@ def test_gkd_moves_the_policy_towards_the_teacher_as_the_plain_loop_does(cut: Cu
     for report, batch, factor in zip(trained.reports, samples, FACTORS, strict=True):
         loss = gkd_loss(model, taught, batch)
         assert report.loss == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert report.metrics["distill/jsd"].value == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert report.grad_norm == pytest.approx(one_step(loss, chosen, LEARNING_RATE * factor), rel=1e-5)
+    assert_logprobs(trained.after, model, samples[0])
+
+
+def with_taught(teacher: Any, samples: list[TrainSample], k: int) -> list[TrainSample]:
+    """What an engine of the teacher would say: its k likeliest tokens wherever the policy chose one."""
+    found = []
+    for train in samples:
+        with torch.no_grad():
+            logits = teacher(input_ids=torch.tensor(train.sample.tokens)[None].long()).logits[0, :-1]
+        best, ids = logits.log_softmax(-1)[torch.from_numpy(train.sample.mask)[1:]].topk(k)
+        taught = TopLogprobs(ids.numpy().astype(np.int32), best.numpy().astype(np.float32))
+        found.append(replace(train, annotated=replace(train.annotated, taught=taught)))
+    return found
+
+
+def topk_loss(model: Any, samples: list[TrainSample]) -> torch.Tensor:
+    """The divergence over the teacher's k tokens and the rest as one, over the tokens of the step."""
+    terms = []
+    for train in samples:
+        taught = train.annotated.taught
+        assert taught is not None
+        logits = model(input_ids=torch.tensor(train.sample.tokens)[None].long()).logits[0, :-1]
+        s = torch.softmax(logits[torch.from_numpy(train.sample.mask)[1:]], -1).gather(
+            1, torch.tensor(taught.ids).long()
+        )
+        t = torch.tensor(taught.logprobs).double().exp()
+        s, t = (torch.cat([p, 1 - p.sum(-1, keepdim=True)], -1) for p in (s, t))
+        middle = BETA * t + (1 - BETA) * s
+        terms.append((BETA * t * (t / middle).log() + (1 - BETA) * s * (s / middle).log()).sum(-1))
+    return torch.cat(terms).mean()
+
+
+@pytest.mark.parametrize("cut", CUTS[:2], ids=str)
+def test_gkd_learns_from_what_an_engine_of_the_teacher_said(cut: Cut, tmp_path: Path) -> None:
+    """There is no teacher in the learners: its folder does not even exist."""
+    policy = tiny.make_policy(tmp_path / "policy", tied=True)
+    model = tiny.load_plain(policy)
+    taught = tiny.load_plain(tiny.make_policy(tmp_path / "teacher", tied=True, seed=7))
+    plain = [make_samples(model, seed=1), on_policy(make_samples(model, seed=2))]
+    samples = [with_taught(taught, batch, 12) for batch in plain]
+    teacher = TeacherConfig(model="nowhere", served=True)
+    trained = train(policy, GKDConfig(type="gkd", teacher=teacher, beta=BETA, top_k=12), cut, samples, tmp_path)
+    chosen = optimizer(model.parameters(), LEARNING_RATE)
+    for report, batch, factor in zip(trained.reports, samples, FACTORS, strict=True):
+        loss = topk_loss(model, batch)
         assert report.metrics["distill/jsd"].value == pytest.approx(float(loss.detach()), rel=1e-5)
         assert report.grad_norm == pytest.approx(one_step(loss, chosen, LEARNING_RATE * factor), rel=1e-5)
     assert_logprobs(trained.after, model, samples[0])

@@ -17,9 +17,9 @@ import pytest
 import tiny
 import torch
 
-from actors.messages import EngineSpec, GenerateRequest
+from actors.messages import EngineSpec, GenerateRequest, TeachRequest
 from actors.weights import WeightSyncError, compare_digests, pack_chunk, tensor_digest
-from trainers.types import Completion
+from trainers.types import Completion, TopLogprobs
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 tiny.by_value(__name__)
@@ -88,6 +88,33 @@ def some_requests(*, groups: int = 4, **options: Any) -> list[GenerateRequest]:
 def test_logprobs_are_those_of_the_tempered_distribution(engine: Run, policy: Path, temperature: float) -> None:
     requests = some_requests(temperature=temperature, max_tokens=12)
     assert gap(tiny.load_plain(policy), requests, engine(write, requests)) < 1e-4
+
+
+def teach(kept: dict[str, Any], requests: Sequence[TeachRequest]) -> list[TopLogprobs]:
+    return tiny.results([kept["engine"].teach(request) for request in requests])
+
+
+def test_a_teacher_tells_its_likeliest_tokens(run: Run, policy: Path) -> None:
+    """Of chosen places of sequences of several lengths, the last token among them, up to the whole context."""
+    spec = replace(tiny.engine_spec(policy), top_logprobs=5)
+    run(ensure, spec)
+    lengths = (2, 9, 30, spec.max_model_len)
+    asked = [
+        TeachRequest(
+            id=f"t{length}",
+            tokens=(tokens := np.resize(tiny.prompt_tokens(length), length).astype(np.int32)),
+            places=np.unique([1, length // 2 or 1, len(tokens) - 1]),
+            top_k=5,
+        )
+        for length in lengths
+    ]
+    model = tiny.load_plain(policy)
+    for request, taught in zip(asked, run(teach, asked), strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor(request.tokens)[None].long()).logits[0]
+        best, ids = logits.log_softmax(-1)[request.places - 1].topk(5)
+        np.testing.assert_array_equal(taught.ids, ids)
+        np.testing.assert_allclose(taught.logprobs, best, rtol=0, atol=1e-4)
 
 
 def test_sampling_follows_the_distribution(engine: Run, policy: Path) -> None:

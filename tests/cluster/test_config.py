@@ -139,6 +139,24 @@ def test_options_under_which_generator_and_trainer_differ_are_refused_with_the_r
         ({"algorithm": {}}, "algorithm.type", "required, but missing; expected one of gkd, grpo, ppo"),
         ({"algorithm": {"type": "dpo"}}, "algorithm.type", 'expected one of gkd, grpo, ppo, found the text "dpo"'),
         (
+            {"algorithm": {"type": "gkd", "teacher": {"model": "t", "served": True}}, "rewards": []},
+            "algorithm",
+            "set algorithm.top_k",
+        ),
+        (
+            {
+                "algorithm": {
+                    "type": "gkd",
+                    "teacher": {"model": "t", "served": True},
+                    "top_k": 8,
+                    "temperature": 0.5,
+                },
+                "rewards": [],
+            },
+            "algorithm",
+            "those at temperature 1",
+        ),
+        (
             {"algorithm": {"type": "grpo", "kl": {"controller": "adaptive"}}},
             "algorithm.kl",
             "needs algorithm.kl.target",

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from greedy_answers import greedy_answers
 
 from cluster.demo import EXAMPLE, MODELS
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 RLHF = str(Path(sys.executable).with_name("rlhf"))
-
-GREEDY = """
-import json, os, sys
-model, prompts = sys.argv[1], json.loads(sys.argv[2])
-chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained(model)
-plain = AutoModelForCausalLM.from_pretrained(model)
-expected = []
-for chat in chats:
-    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=False)
-    with torch.no_grad():
-        out = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-    expected.append(tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True))
-from vllm import LLM, SamplingParams
-llm = LLM(model, dtype="float32", enforce_eager=True, distributed_executor_backend="uni", max_model_len=128)
-written = llm.chat(chats, SamplingParams(temperature=0.0, max_tokens=8), use_tqdm=False)
-print("ANSWERS" + json.dumps([expected, [w.outputs[0].text for w in written]]))
-"""
 
 
 def rlhf(*arguments: str) -> str:
@@ -88,16 +68,8 @@ def test_without_a_learning_rate_nothing_is_learned(demo: tuple[Path, str], tmp_
 
 def test_the_model_answers_alike_in_transformers_and_in_vllm(demo: tuple[Path, str]) -> None:
     prompts = [json.loads(line)["prompt"] for line in (MODELS / "held_out.jsonl").read_text().splitlines()[:24]]
-    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    done = subprocess.run(
-        [sys.executable, "-c", GREEDY, str(demo[0] / "model"), json.dumps(prompts)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, **environment, "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
-    )
-    assert "ANSWERS" in done.stdout, done.stderr[-3000:]
-    plain, served = json.loads(done.stdout.split("ANSWERS")[1])
+    model = str(demo[0] / "model")
+    plain, served = greedy_answers(prompts, [{"model": model}])[model]
     assert served == plain
     right = sum(answer == str(eval(prompt.rstrip("="))) for prompt, answer in zip(prompts, served, strict=True))
     assert right > 0.9 * len(prompts)

@@ -28,7 +28,7 @@ def gkd(lmbda: float) -> dict[str, Any]:
 def test_with_grpo_the_policy_writes_and_learns_always() -> None:
     grpo = config({"type": "grpo"})
     assert {who_writes(grpo, step) for step in range(40)} == {"policy"}
-    assert not grpo.teacher_writes
+    assert not grpo.serves_teacher
     order = make_order(grpo, 0, kl_coef=0.25)
     assert (order.kl_coef, order.train_policy, order.from_policy) == (0.25, True, True)
 
@@ -42,9 +42,16 @@ def test_gkds_draw_gives_steps_to_the_teacher_or_to_the_data() -> None:
         assert who_writes(given, step) == ("policy" if own else "data")
         assert make_order(taught, step, kl_coef=0.0).from_policy == own
     assert len({who_writes(taught, step) for step in range(40)}) == 2
-    assert taught.teacher_writes
-    assert not given.teacher_writes
-    assert not config(gkd(1.0)).teacher_writes
+    assert taught.serves_teacher
+    assert not given.serves_teacher
+    assert not config(gkd(1.0)).serves_teacher
+
+
+def test_a_served_teacher_has_an_engine_whoever_writes() -> None:
+    served = config(gkd(1.0) | {"top_k": 12, "teacher": {"model": "org/teacher", "served": True}}, strip_responses=True)
+    assert served.serves_teacher
+    assert served.served_top_k == 12
+    assert config(gkd(0.5) | {"top_k": 12}).served_top_k is None  # the learners hold it
 
 
 def test_ppos_critic_learns_alone_first() -> None:

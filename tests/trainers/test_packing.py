@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers.packing import MicroBatch, OptimizerStep, pack_samples, pack_updates, split_by_budget, unpack_rows
-from trainers.types import AnnotatedSample, Float32Array, Sample, TrainSample
+from trainers.types import AnnotatedSample, Float32Array, Sample, TopLogprobs, TrainSample
 
 Lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 Shards = st.integers(1, 5)
@@ -230,6 +231,31 @@ def test_quantities_that_a_run_does_not_need_are_absent() -> None:
     for batch in chain.from_iterable(step.micro_batches for shard in packed for step in shard):
         assert batch.old_logprobs is batch.ref_logprobs is None
         assert batch.advantages is not None
+
+
+def test_what_the_teacher_said_stays_with_the_chosen_tokens() -> None:
+    """Row by row in the order of the mask's True places; nothing for a row that only keeps ranks in step."""
+    samples = []
+    for number, train in enumerate(to_train(make_samples([6, 3, 5]))):
+        n = int(train.sample.mask.sum())
+        ids = (100 * number + np.arange(2 * n)).astype(np.int32).reshape(n, 2)
+        taught = TopLogprobs(ids, -ids.astype(np.float32))
+        samples.append(replace(train, annotated=replace(train.annotated, taught=taught)))
+    packed = pack_updates(samples, updates=1, epochs=1, shards=4, max_tokens=8, seed=(0,))
+    seen = 0
+    for steps in packed:
+        for batch in steps[0].micro_batches:
+            assert batch.taught is not None
+            own = [samples[i].annotated.taught for i in batch.order if i >= 0]
+            expected = [row for taught in own if taught is not None for row in taught.ids.tolist()]
+            assert batch.taught.ids.tolist() == expected
+            np.testing.assert_array_equal(batch.taught.logprobs, -batch.taught.ids)
+            assert batch.taught.ids.shape == (int(batch.mask.sum()), 2)
+            seen += len(expected)
+    assert seen == sum(int(s.sample.mask.sum()) for s in samples)
+    mixed = [samples[0], replace(samples[1], annotated=replace(samples[1].annotated, taught=None))]
+    with pytest.raises(ValueError, match="some samples and not about others"):
+        pack_updates(mixed, updates=1, epochs=1, shards=1, max_tokens=100, seed=(0,))
 
 
 def test_a_sample_without_a_chosen_token_counts_as_no_sequence() -> None:

@@ -162,6 +162,8 @@ class TeacherConfig(Config):
 
     model: str
     """Path or hub id."""
+    served: bool = False
+    """Whether a vLLM engine gives its `top_k` log-probabilities, so that no learner rank holds a copy of it."""
 
 
 class GKDConfig(Config):
@@ -181,6 +183,20 @@ class GKDConfig(Config):
     """Divides both models' logits in the divergence; it is not the temperature of sampling."""
     top_k: int | None = Field(default=None, ge=1)
     """Compare the teacher's most probable tokens and the rest as one; null = exact, over the whole vocabulary."""
+
+    @model_validator(mode="after")
+    def _what_an_engine_gives(self) -> GKDConfig:
+        if self.teacher.served and self.top_k is None:
+            raise ValueError(
+                "a served teacher gives its most probable tokens only; set algorithm.top_k (e.g. 64), or "
+                "algorithm.teacher.served: false for the exact divergence"
+            )
+        if self.teacher.served and self.temperature != 1:
+            raise ValueError(
+                "a served teacher's log-probabilities are those at temperature 1; set algorithm.temperature: 1, or "
+                "algorithm.teacher.served: false"
+            )
+        return self
 
 
 AlgorithmConfig: TypeAlias = Annotated[GRPOConfig | PPOConfig | GKDConfig, Field(discriminator="type")]
