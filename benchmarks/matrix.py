@@ -78,11 +78,17 @@ def overrides(name: str, *, steps: int) -> list[str]:
         f"policy.train_type={train_type}",
         *_TRAIN_TYPES[train_type],
         f"train.steps={steps}",
+        "train.warmup_steps=2",
         f"learners.zero_stage={stage}",
         f"learners.workers={ranks}",
         "eval.every=0",
         "checkpoint.every=0",
     ]
+
+
+def prepare() -> None:
+    """Make the models and prompts that the examples name, where they are missing."""
+    subprocess.run([RLHF, "demo", "--prepare"], check=True, capture_output=True, timeout=DEADLINE_S, cwd=ROOT)
 
 
 def run_cell(name: str, root: Path, *, steps: int, more: Sequence[str] = ()) -> Cell:
@@ -149,7 +155,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--markdown", type=Path, help="write the table there too")
     options = parser.parse_args()
-    subprocess.run([RLHF, "demo", "--prepare"], check=True, timeout=DEADLINE_S, cwd=ROOT)
+    prepare()
     with tempfile.TemporaryDirectory() as root:
         cells = []
         for name in options.cells:

@@ -6,7 +6,6 @@ GRPO and PPO must get more held-out sums right, from the learned reward model al
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from greedy_answers import greedy_answers
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from benchmarks.matrix import CELLS, RLHF, Cell, run_cell
+from benchmarks.matrix import CELLS, Cell, prepare, run_cell
 from cluster.demo import MODELS
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-STEPS = 12
+STEPS = 20
 WRITTEN_BY = {"gkd-lora": "teacher", "gkd-adalora": "data"}  # else by the policy, in half of GKD's steps
 
 
@@ -55,7 +54,7 @@ class Cells:
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Cells:
-    subprocess.run([RLHF, "demo", "--prepare"], check=True, capture_output=True, timeout=600)
+    prepare()
     return Cells(tmp_path_factory.mktemp("cells"))
 
 
