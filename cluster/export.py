@@ -30,7 +30,7 @@ def export_merged(path: Path, target: Path) -> dict[str, Any]:
     UserError, before anything is written, for a run that has no adapter to merge, and for a target that is in use or
     has too little space.
     """
-    run = RunDirectory.open(path)
+    run = RunDirectory.open(path.resolve())
     config = parse_config(run.config())
     _require_adapter(run, config)
     base = str(run.base) if run.base.is_dir() else config.policy.model

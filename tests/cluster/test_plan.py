@@ -382,3 +382,10 @@ def test_an_adapter_must_have_layers_to_stand_on(make):
     assert problems(make(policy={"train_type": "lora", "lora": {"target_modules": ["q_proj", "up_proj"]}})) == {}
     found = problems(make(policy={"train_type": "lora", "lora": {"target_modules": ["q_proj", "query"]}}))
     assert "no layer of the model is called query; there are down_proj, " in found["policy.lora.target_modules"]
+
+
+def test_a_critics_adapter_too(make):
+    policy = {"lora": {"target_modules": ["query"]}}
+    assert problems(make(policy=policy, algorithm={"type": "ppo"})) == {}
+    found = problems(make(policy=policy, algorithm={"type": "ppo", "critic": {"train_type": "qlora"}}))
+    assert "no layer of the critic's model is called query" in found["policy.lora.target_modules"]
