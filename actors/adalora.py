@@ -69,6 +69,11 @@ class RankAllocation:
         kept = {file_name(name): sum(mask) for name, mask in (self._config.rank_pattern or {}).items()}
         return {name.split(".lora_E")[0]: kept.get(file_name(name), full) for name, full in self._full_ranks.items()}
 
+    def budget(self) -> int:
+        """Ranks of all layers together that the schedule leaves after the last step (arXiv 2303.10512, section 3.3)."""
+        budget: int = self._allocator.budget_schedule(self._step)[0]
+        return budget
+
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         averages = {name: dict(getattr(self._allocator, name)) for name in _AVERAGES}

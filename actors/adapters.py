@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import peft
 import torch
 from torch import Tensor, nn
 
-from actors.config import PolicyConfig
+from actors.config import LoraConfig, PolicyConfig
 from actors.weights import TensorInfo, WeightSource
 from trainers.errors import Problem, UserError
 
@@ -29,7 +30,7 @@ def attach_adapter(model: nn.Module, policy: PolicyConfig, *, total_steps: int) 
     common: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
         "lora_alpha": lora.alpha,
-        "target_modules": lora.target_modules if lora.target_modules == "all-linear" else list(lora.target_modules),
+        "target_modules": _targets(lora),
     }
     config: peft.PeftConfig
     if policy.train_type == "adalora":
@@ -45,18 +46,42 @@ def attach_adapter(model: nn.Module, policy: PolicyConfig, *, total_steps: int) 
         )
     else:
         config = peft.LoraConfig(r=lora.r, **common)
-    try:
+    with _targets_exist(model, lora):
         adapted = peft.get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=False)
+    _train_in(adapted, policy.dtype)
+    trained: nn.Module = adapted
+    return trained
+
+
+def attach_beside(model: nn.Module, head: nn.Linear, lora: LoraConfig, *, dtype: str) -> None:
+    """Put a fresh LoRA adapter on the layers of `model` but its `head`, in place; these two are trained, the rest is
+    frozen. `UserError` where no layer has a wanted name."""
+    (name,) = (name for name, module in model.named_modules() if module is head)
+    config = peft.LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=_targets(lora), exclude_modules=[name])
+    with _targets_exist(model, lora):
+        peft.inject_adapter_in_model(config, model, ADAPTER)
+    head.requires_grad_(True)
+    _train_in(model, dtype)
+
+
+def _targets(lora: LoraConfig) -> str | list[str]:
+    return lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+
+
+@contextmanager
+def _targets_exist(model: nn.Module, lora: LoraConfig) -> Iterator[None]:
+    """Says what PEFT says of layers that are not there as the user should read it."""
+    try:
+        yield
     except ValueError as error:
         if "arget modules" not in str(error):
             raise
         raise UserError([Problem("policy.lora.target_modules", missing_targets(model, lora.target_modules))]) from None
-    dtype = getattr(torch, policy.dtype)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
-    trained: nn.Module = adapted
-    return trained
+
+
+def _train_in(model: nn.Module, dtype: str) -> None:
+    for _, parameter in trained_parameters(model):
+        parameter.data = parameter.data.to(getattr(torch, dtype))
 
 
 def missing_targets(model: nn.Module, wanted: Sequence[str]) -> str:

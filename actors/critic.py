@@ -9,20 +9,46 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 
+from actors.config import LoraConfig
 from actors.policy import aligned, config_without_dropout, inside
+from trainers.algorithms.config import CriticConfig
+
+_HEADS = ("score", "classifier")  # what transformers calls the layer of one output
 
 
-def load_critic(path: str, *, dtype: str) -> nn.Module:
-    """A copy of a policy or of a reward model, with one number for each token.
+def load_critic(path: str, config: CriticConfig, lora: LoraConfig, *, dtype: str) -> nn.Module:
+    """A copy of a policy or of a reward model with one number for each token, as it is trained: whole, or its head and
+    an adapter; `UserError` where no layer has a name that the adapter wants.
 
     A reward model keeps its head; a policy gets one that says 0 everywhere, which is what an untaught critic should.
     """
+    if config.train_type == "full":
+        return _load(path, dtype=dtype)
+    from actors.adapters import attach_beside  # importing PEFT and bitsandbytes is for those who need them
+
+    options: dict[str, Any] = {}
+    if config.train_type == "qlora":
+        from actors.quantised import quantisation
+
+        options["quantization_config"] = quantisation(getattr(torch, dtype), whole=_HEADS)
+        if torch.cuda.is_available():
+            options["device_map"] = {"": torch.cuda.current_device()}
+    critic = _load(path, dtype=dtype, **options)
+    if config.train_type == "qlora":
+        from actors.quantised import hide_quantised
+
+        hide_quantised(critic)
+    attach_beside(critic, value_head(critic), lora, dtype=dtype)
+    return critic
+
+
+def _load(path: str, *, dtype: str, **options: Any) -> nn.Module:
     config = config_without_dropout(path)
     judges = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     config.num_labels = 1
     config.classifier_dropout = 0.0
     model: Any = AutoModelForTokenClassification.from_pretrained(
-        path, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        path, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True, **options
     )
     head = value_head(model)
     with torch.no_grad():

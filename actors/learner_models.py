@@ -140,7 +140,7 @@ class LearnerModels:
 def _load_critic(spec: LearnerSpec) -> TrainingEngine:
     critic = cast("PPOConfig", spec.algorithm).critic
     return TrainingEngine(
-        load_critic(critic.model or spec.policy.model, dtype=spec.policy.dtype),
+        load_critic(critic.model or spec.policy.model, critic, spec.policy.lora, dtype=spec.policy.dtype),
         learner=spec.learners,
         train=spec.train.model_copy(update={"learning_rate": critic.learning_rate}),
         dtype=spec.policy.dtype,

@@ -5,6 +5,7 @@ The generators hold the same numbers de-quantised, so that what writes and what 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 
-def quantisation(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """How the linear layers are held: four bits each, computed with in `dtype`."""
+def quantisation(dtype: torch.dtype, *, whole: Sequence[str] = ()) -> BitsAndBytesConfig:
+    """How the linear layers are held: four bits each, computed with in `dtype`; those called `whole` as they are.
+
+    Without names transformers spares the output head alone.
+    """
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=torch.uint8,
+        llm_int8_skip_modules=list(whole) or None,
     )
 
 

@@ -152,6 +152,7 @@ class AdaptiveAdapter(Adapter):
         ranks = self._ranks.ranks().values()
         report.grad_norms.append(norm)
         report.metrics["adalora/rank_mean"] = Mean(float(sum(ranks)), float(len(ranks)))
+        report.metrics["adalora/budget"] = Mean(float(self._ranks.budget()), 1.0)
         return added
 
     def _add_penalty(self, report: UpdateReport) -> float:

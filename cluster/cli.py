@@ -154,6 +154,22 @@ def chat(
 
 
 @app.command()
+def export(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", show_default=False, help="Its directory, its id or the beginning of it.")
+    ],
+    merged: Annotated[Path, typer.Option(metavar="FOLDER", show_default=False, help="Where to write; made, or empty.")],
+    root: Root = Path("runs"),
+) -> None:
+    """Write a run's adapter (lora, qlora, adalora) merged into its base as one whole model, and state the error."""
+    from cluster.export import describe, export_merged
+    from cluster.runs import find_run
+
+    path = Path(run) if (Path(run) / "run.json").is_file() else find_run(root, run).path
+    typer.echo(describe(export_merged(path, merged), merged))
+
+
+@app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any that is free.")] = 8080,

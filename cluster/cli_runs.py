@@ -28,13 +28,16 @@ def runs_table(runs: Sequence[RunSummary]) -> Table:
 def run_table(details: RunDetails) -> Table:
     """One run: what `run.json` says, what lies in its directory, the last step's metrics."""
     table = Table("run", escape(details.run.id), show_header=True)
-    whole = details.as_json()
+    whole = details.as_json() | {"ranks": None}  # shown below, as a table
     for name, value in _rows("", {**whole.pop("run"), **{key: whole[key] for key in whole if key != "metrics"}}):
         table.add_row(escape(name), escape(value))
     if details.metrics:
         table.add_section()
         for name, value in _rows("", details.metrics):
             table.add_row(escape(name), escape(value))
+    if details.ranks:
+        table.add_section()
+        table.add_row("ranks", escape("\n".join(details.ranks.lines())))
     return table
 
 

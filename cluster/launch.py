@@ -26,6 +26,7 @@ from cluster.checkpoint import Checkpoint, CheckpointStore
 from cluster.config import RunConfig
 from cluster.driver import Data, Driver, Interrupted, Sinks
 from cluster.progress import Progress, make_progress
+from cluster.ranks import read_ranks
 from cluster.recorder import Recorder
 from cluster.roles import RunningRoles, open_roles
 from cluster.run_directory import RunDirectory, RunError, config_digest, find_resumable, resume_differences
@@ -180,6 +181,8 @@ async def _run(
                 await driver.run()
             progress.phase("export")
             await export(roles, run)
+            if ranks := read_ranks(run.model):
+                progress.note("\n".join(["the adapter's ranks:", *ranks.lines()]))
             memory |= await roles.peak_memory()
     memory["driver"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

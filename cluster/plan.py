@@ -7,7 +7,7 @@ when a plan is made.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,9 +120,19 @@ def _companion_problems(config: RunConfig) -> list[Problem]:
             problems += error.problems
     if isinstance(algorithm, PPOConfig) and algorithm.critic.model is not None:
         problems += critic_problems(algorithm.critic.model)
-    if policy.train_type != "full" and policy.lora.target_modules != "all-linear":
-        problems += target_problems(policy.model, policy.lora.target_modules)
+    if policy.lora.target_modules != "all-linear":
+        for whose, name in _adapted_models(config):
+            problems += target_problems(name, policy.lora.target_modules, whose=whose)
     return problems
+
+
+def _adapted_models(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """(what it is called, path) of each model that gets an adapter."""
+    algorithm, policy = config.algorithm, config.policy
+    if policy.train_type != "full":
+        yield "the model", policy.model
+    if isinstance(algorithm, PPOConfig) and algorithm.critic.train_type != "full":
+        yield "the critic's model", algorithm.critic.model or policy.model
 
 
 def _prompts(config: RunConfig, *, tokenize: bool) -> tuple[int | None, list[Problem]]:

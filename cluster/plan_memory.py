@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cluster.config import RunConfig
 from cluster.plan_models import ModelInfo
+from trainers.algorithms.config import PPOConfig
 
 GIB = 2**30
 ADAM_BYTES = 12  # a float32 master weight and Adam's two moments
@@ -33,7 +34,8 @@ def learner_memory(config: RunConfig, model: ModelInfo) -> MemoryEstimate | None
 
     weights b·P (/W if z = 3; qlora: half a byte each, on every rank), gradients 4·T (summed in float32; /W if z ≥ 2),
     optimizer 12·T (/W if z ≥ 1; arXiv 1910.02054) for T trained parameters (P, or the adapter's), reference b·P
-    (/W if z = 3) if there is a KL term and no adapter to switch off, PPO's critic as such a policy again,
+    (/W if z = 3) if there is a KL term and no adapter to switch off, PPO's critic as such a policy again, by its own
+    train type (T: the adapter's and the head's),
     activations 17·b·t·h a layer for t tokens of a micro-batch and width h (arXiv 2205.05198 without the attention
     scores, which are not kept), with gradient checkpointing b·t·h a layer and one whole layer,
     logits 2·b·t·V (they and their gradient) for a vocabulary of V.
@@ -41,24 +43,20 @@ def learner_memory(config: RunConfig, model: ModelInfo) -> MemoryEstimate | None
     parameters, b = model.parameters, dtype_bytes(config)
     if parameters is None:
         return None
-    ranks, stage, offload = config.learners.workers, config.learners.zero_stage, config.learners.offload
-    adapted = config.policy.train_type != "full"
-    trained = adapter_parameters(config, model) if adapted else parameters
-    weights = b * parameters // (ranks if stage == 3 else 1)
-    device = {
-        "weights": parameters // 2 if config.policy.train_type == "qlora" else weights,
-        "gradients": 4 * trained // (ranks if stage >= 2 else 1),
-    }
-    host: dict[str, int] = {}
-    optimizer = ADAM_BYTES * trained // (ranks if stage >= 1 else 1)
-    (device if offload == "none" else host)["optimizer"] = optimizer
-    if offload == "all":
-        host["weights"] = device.pop("weights")
-    if config.algorithm.type == "ppo":
-        of_it = 4 * parameters // (ranks if stage >= 2 else 1) + ADAM_BYTES * parameters // (ranks if stage >= 1 else 1)
-        device["critic"] = weights + of_it
+    train_type, lora = config.policy.train_type, config.policy.lora
+    adapted = train_type != "full"
+    trained = adapter_parameters(model, config.policy.adapter_rank or 0) if adapted else parameters
+    device, host = _in_training(config, parameters, trained, quantised=train_type == "qlora")
+    if isinstance(config.algorithm, PPOConfig):
+        judging = config.algorithm.critic.train_type
+        trained = parameters if judging == "full" else adapter_parameters(model, lora.r) + (model.hidden or 0)
+        on_device, on_host = _in_training(config, parameters, trained, quantised=judging == "qlora")
+        device["critic"] = sum(on_device.values())
+        if on_host:
+            host["critic"] = sum(on_host.values())
     if config.algorithm.kl.coef > 0 and not adapted:
-        (host if offload == "all" else device)["reference"] = weights
+        sharded = config.learners.workers if config.learners.zero_stage == 3 else 1
+        (host if config.learners.offload == "all" else device)["reference"] = b * parameters // sharded
     tokens = config.train.max_tokens_per_microbatch
     if model.layers is not None and model.hidden is not None:
         inputs = tokens * model.hidden * b  # of one layer
@@ -69,10 +67,27 @@ def learner_memory(config: RunConfig, model: ModelInfo) -> MemoryEstimate | None
     return MemoryEstimate("learner", device, host)
 
 
-def adapter_parameters(config: RunConfig, model: ModelInfo) -> int:
+def _in_training(
+    config: RunConfig, parameters: int, trained: int, *, quantised: bool
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of one model's share on (device, host); 4-bit weights are neither sharded nor off-loaded."""
+    ranks, stage, offload = config.learners.workers, config.learners.zero_stage, config.learners.offload
+    weights = dtype_bytes(config) * parameters // (ranks if stage == 3 else 1)
+    device = {
+        "weights": parameters // 2 if quantised else weights,
+        "gradients": 4 * trained // (ranks if stage >= 2 else 1),
+    }
+    host: dict[str, int] = {}
+    (device if offload == "none" else host)["optimizer"] = ADAM_BYTES * trained // (ranks if stage >= 1 else 1)
+    if offload == "all" and not quantised:
+        host["weights"] = device.pop("weights")
+    return device, host
+
+
+def adapter_parameters(model: ModelInfo, rank: int) -> int:
     """Numbers of an adapter of rank r on every linear layer: about 23·h·r a layer of width h (attention 4 × 2·h·r, a
     gated MLP of width 4·h: 3 × 5·h·r); 0 where the config does not say."""
-    return 23 * (model.hidden or 0) * (config.policy.adapter_rank or 0) * (model.layers or 0)
+    return 23 * (model.hidden or 0) * rank * (model.layers or 0)
 
 
 def kv_bytes_per_token(config: RunConfig, model: ModelInfo) -> int | None:

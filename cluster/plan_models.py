@@ -167,8 +167,8 @@ def critic_problems(name: str) -> list[Problem]:
     return []
 
 
-def target_problems(name: str, wanted: Sequence[str]) -> list[Problem]:
-    """Names that no layer of the model in a folder has; a hub id is left to the run."""
+def target_problems(name: str, wanted: Sequence[str], *, whose: str) -> list[Problem]:
+    """Names that no layer of the model in a folder has; a hub id is left to the run. `whose`: what to call it."""
     from safetensors import safe_open
 
     layers: set[str] = set()
@@ -179,5 +179,5 @@ def target_problems(name: str, wanted: Sequence[str]) -> list[Problem]:
     if not layers or not missing:
         return []
     there = ", ".join(sorted(layers))
-    message = f"no layer of the model is called {', '.join(missing)}; there are {there}"
+    message = f"no layer of {whose} is called {', '.join(missing)}; there are {there}"
     return [Problem("policy.lora.target_modules", message)]

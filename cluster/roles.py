@@ -171,7 +171,7 @@ def is_quantised(config: RunConfig) -> bool:
 
 def base_of(run: RunDirectory) -> Path:
     """Where the learners write the de-quantised base."""
-    return run.path / "base"
+    return run.base
 
 
 def launch_generators(role: str, spec: EngineSpec, seats: Sequence[Seat]) -> ActorGroup:

@@ -142,6 +142,7 @@ class RunDirectory:
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.base = path / "base"  # QLoRA's, de-quantised
         self.tensorboard = path / "tensorboard"
         self.logs = path / "logs"
         self.rejected = path / "rejected.jsonl"

@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.checkpoint import checkpoint_steps
 from cluster.files import RunDirectoryError
+from cluster.ranks import RankTable, read_ranks
 from cluster.recorder import read_metrics
 from cluster.run_directory import RunDirectory, RunRecord
 from trainers.errors import Problem, UserError
@@ -51,6 +52,7 @@ class RunDetails:
     metrics_problem: str | None
     checkpoints: list[int]  # steps
     model: Path | None  # None: not written yet
+    ranks: RankTable | None  # of an AdaLoRA adapter
 
     def as_json(self) -> dict[str, Any]:
         """For `rlhf runs show --json`."""
@@ -61,6 +63,7 @@ class RunDetails:
             "metrics_problem": self.metrics_problem,
             "checkpoints": self.checkpoints,
             "model": str(self.model) if self.model else None,
+            "ranks": self.ranks.as_json() if self.ranks else None,
         }
 
 
@@ -109,4 +112,5 @@ def details(run: RunSummary) -> RunDetails:
         metrics_problem=problem,
         checkpoints=checkpoint_steps(directory.checkpoints),
         model=directory.model if directory.model.is_dir() else None,
+        ranks=read_ranks(directory.model),
     )

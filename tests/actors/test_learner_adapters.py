@@ -192,3 +192,4 @@ def test_ranks_fall_to_the_budget(trainings: Callable[[str, Cut], Trained]) -> N
     for k, report in enumerate(trained.reports, start=1):
         budget = int(28 + 42 * (1 - k / 3) ** 3)
         assert report.metrics["adalora/rank_mean"].value == pytest.approx(budget / 14)
+        assert report.metrics["adalora/budget"].value == budget

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import tiny
 import torch
@@ -24,9 +27,14 @@ from learning import (
     sequence_logprobs,
     shuffled,
 )
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
-from actors.messages import StepReport, UpdateOrder
+from actors.config import LoraConfig
+from actors.deepspeed_engine import GatheredWeights
+from actors.groups import LearnerGroup
+from actors.learner import Learner
+from actors.messages import LearnerSpec, StepReport, UpdateOrder
+from actors.quantised import quantised_layers
 from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig, PPOKLConfig, TeacherConfig
 from trainers.tiny_models import make_random_reward_model
 from trainers.types import AnnotatedSample, TopLogprobs, TrainSample
@@ -155,6 +163,137 @@ def test_ppo_trains_policy_and_critic_as_the_plain_loop_does(cut: Cut, tmp_path:
         with torch.no_grad():
             expected = plain_values(critic, bias, sample.sample.tokens)
         np.testing.assert_allclose(row.values, expected, rtol=0, atol=1e-4)
+
+
+# --- PPO, the critic an adapter ---------------------------------------------------------------------------------------
+
+LORA = LoraConfig(r=3, alpha=6.0)
+ADAPTED = [("lora", CUTS[0]), ("lora", CUTS[2]), ("qlora", CUTS[2])]
+
+
+class Watched(Learner):
+    """A learner that shows its critic."""
+
+    def critic_weights(self) -> dict[str, torch.Tensor]:
+        """Every weight, whole; the 4-bit ones as they lie in memory."""
+        critic = self._models.critic
+        assert critic is not None
+        packed = {f"{name}.packed": layer.weight.data for name, layer in quantised_layers(critic.module).items()}
+        whole = dict(GatheredWeights(list(critic.module.named_parameters())))
+        return {name: tensor.cpu().clone() for name, tensor in (packed | whole).items()}
+
+
+tiny.by_value(__name__)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Two optimizer steps of a critic, a checkpoint between them."""
+
+    spec: LearnerSpec
+    reward: Path
+    samples: list[list[TrainSample]]
+    reports: list[StepReport]
+    weights: list[dict[str, torch.Tensor]]  # before, and after the second step
+    after: list[AnnotatedSample]
+    checkpoint: Path
+
+
+def critic_weights(group: LearnerGroup) -> dict[str, torch.Tensor]:
+    found = tiny.run(group.actors.each("test", lambda a, _: a.critic_weights.remote(), deadline_s=60.0))
+    return found[0]
+
+
+def base_critic(reward: Path, kind: str) -> Any:
+    """In float64; for QLoRA with the weights that transformers makes of its own 4-bit ones."""
+    if kind == "lora":
+        return AutoModelForSequenceClassification.from_pretrained(reward, dtype=torch.float64)
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=["score"],
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(
+        reward, dtype=torch.float32, quantization_config=quantised
+    )
+    return model.dequantize().double()
+
+
+def judge(kind: Any, cut: Cut, out: Path) -> Judged:
+    policy = tiny.make_policy(out / "policy", tied=True)
+    make_random_reward_model(out / "reward")
+    model, critic = tiny.load_plain(policy), base_critic(out / "reward", kind)
+    samples = [judged(critic, make_samples(model, seed=n), seed=n + 2) for n in (1, 2)]
+    config = PPOConfig(
+        type="ppo",
+        kl=PPOKLConfig(coef=0.0),
+        value_clip=VALUE_CLIP,
+        critic=CriticConfig(model=str(out / "reward"), train_type=kind, learning_rate=CRITIC_RATE),
+    )
+    spec = learner_spec(policy, config, cut, train_type=kind, lora=LORA)
+    order = UpdateOrder(kl_coef=0.0)
+    with tiny.learner_group(spec, out, cls=Watched) as group:
+        weights = [critic_weights(group)]
+        reports = [tiny.run(group.update(shuffled(samples[0], cut), order, seed=(0,)))]
+        tiny.run(group.save(str(out / "checkpoint")))
+        reports.append(tiny.run(group.update(shuffled(samples[1], cut), order, seed=(0,))))
+        weights.append(critic_weights(group))
+        after = tiny.run(group.annotate([s.sample for s in samples[0]], frozenset({"values"})))
+    return Judged(spec, out / "reward", samples, reports, weights, after, out / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def judgements(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Cut], Judged]:
+    return cache(lambda kind, cut: judge(kind, cut, tmp_path_factory.mktemp(f"critic-{kind}-{cut}")))
+
+
+@pytest.mark.parametrize(("kind", "cut"), ADAPTED, ids=str)
+def test_a_critic_with_an_adapter_learns_as_pefts_does(
+    kind: str, cut: Cut, judgements: Callable[[str, Cut], Judged]
+) -> None:
+    """Head and adapter by PEFT and torch alone, from the adapter that the learners drew."""
+    done = judgements(kind, cut)
+    critic = base_critic(done.reward, kind)
+    config = peft.LoraConfig(r=LORA.r, lora_alpha=LORA.alpha, target_modules="all-linear")
+    peft.get_peft_model(critic.model, config).double()  # in place
+    bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    trained = {name: p for name, p in critic.named_parameters() if p.requires_grad} | {"score.bias": bias}
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(done.weights[0][name])
+    chosen = optimizer(trained.values(), CRITIC_RATE)
+    for report, batch, factor in zip(done.reports, done.samples, FACTORS, strict=True):
+        loss = critic_loss(critic, bias, batch)
+        assert report.metrics["value/loss"].value == pytest.approx(float(loss.detach()), rel=1e-5)
+        one_step(loss, chosen, CRITIC_RATE * factor)
+    first, last = done.weights
+    for name, parameter in trained.items():
+        torch.testing.assert_close(last[name].double(), parameter.detach(), rtol=0, atol=1e-5)
+        assert not torch.equal(first[name], last[name]), name
+    for row, sample in zip(done.after, done.samples[0], strict=True):
+        with torch.no_grad():
+            expected = plain_values(critic, bias, sample.sample.tokens)
+        np.testing.assert_allclose(row.values, expected, rtol=0, atol=1e-5)
+    frozen = first.keys() - trained.keys()
+    assert len(frozen) > 14
+    assert all(torch.equal(first[name], last[name]) for name in frozen)
+
+
+@pytest.mark.parametrize(("kind", "cut"), ADAPTED[:2], ids=str)
+def test_a_critic_with_an_adapter_goes_on_bit_for_bit(
+    kind: str, cut: Cut, judgements: Callable[[str, Cut], Judged], tmp_path: Path
+) -> None:
+    done = judgements(kind, cut)
+    with tiny.learner_group(done.spec, tmp_path, cls=Watched) as group:
+        tiny.run(group.load(str(done.checkpoint)))
+        order = UpdateOrder(kl_coef=0.0)
+        report = tiny.run(group.update(shuffled(done.samples[1], cut), order, seed=(0,)))
+        again = critic_weights(group)
+    assert report == done.reports[1]
+    assert again.keys() == done.weights[1].keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in done.weights[1].items())
 
 
 # --- GKD --------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.matrix import CELLS, Cell, prepare, run_cell
 from cluster.demo import MODELS
+from cluster.ranks import read_ranks
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -123,6 +124,14 @@ def test_only_the_adapter_travels(name: str, cells: Cells) -> None:
     assert {line["weights/sync_bytes"] for line in cell.metrics} == {bytes_of(served)}
     if "kl/mean" in cell.metrics[0]:
         assert cell.metrics[0]["kl/mean"] == pytest.approx(0.0, abs=1e-6)  # an adapter begins as nothing
+
+
+def test_the_ranks_that_are_shown_are_those_of_the_last_step(cells: Cells) -> None:
+    ranks = read_ranks(cells["grpo-adalora"].run / "model")
+    assert ranks is not None
+    last = cells["grpo-adalora"].metrics[-1]
+    assert last["adalora/budget"] == ranks.target_r * len(ranks.layers)
+    assert sum(each.rank for each in ranks.layers) / len(ranks.layers) == pytest.approx(last["adalora/rank_mean"])
 
 
 def test_a_critic_that_warms_up_learns_alone(cells: Cells) -> None:

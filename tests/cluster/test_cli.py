@@ -44,9 +44,18 @@ def bad_yaml(tmp_path):
 
 def test_help_names_every_command():
     text = rlhf("--help").output
-    for command in ("train", "plan", "chat", "demo", "data", "runs"):
+    for command in ("train", "plan", "chat", "export", "demo", "data", "runs"):
         assert f"\n  {command} " in text
-    for arguments in (["train"], ["plan"], ["chat"], ["demo"], ["data", "check"], ["runs", "list"], ["runs", "show"]):
+    for arguments in (
+        ["train"],
+        ["plan"],
+        ["chat"],
+        ["export"],
+        ["demo"],
+        ["data", "check"],
+        ["runs", "list"],
+        ["runs", "show"],
+    ):
         result = rlhf(*arguments, "--help")
         assert (result.exit_code, "--help" in result.output) == (0, True)
 

@@ -333,6 +333,19 @@ def test_a_critic_is_trained_whole(make):
     """Weights, gradients, optimizer over two ranks at stage 2: 4·P + 4·P/2 + 12·P/2."""
     config = make(algorithm={"type": "ppo"}, learners={"zero_stage": 2, "workers": 2})
     assert learner_memory(config, MODEL).device["critic"] == 12_000_000
+    config = make(algorithm={"type": "ppo"}, learners={"zero_stage": 3, "workers": 2, "offload": "all"})
+    found = learner_memory(config, MODEL)  # 4·P/2 of gradients here, 4·P/2 + 12·P/2 there
+    assert (found.device["critic"], found.host["critic"]) == (2_000_000, 8_000_000)
+
+
+@pytest.mark.parametrize(("train_type", "weights"), [("lora", 4_000_000), ("qlora", 500_000)])
+def test_a_critic_with_an_adapter(make, train_type, weights):
+    """184,000 numbers of the adapter of rank 8 and 100 of the head are trained, whatever the policy's train type."""
+    algorithm = {"type": "ppo", "critic": {"train_type": train_type}}
+    learners = {"zero_stage": 1, "workers": 2}
+    for policy in ({"lora": {"r": 8}}, {"train_type": "adalora", "lora": {"r": 8, "init_r": 3, "target_r": 2}}):
+        found = learner_memory(make(algorithm=algorithm, learners=learners, policy=policy), MODEL)
+        assert found.device["critic"] == weights + 4 * 184_100 + 12 * 184_100 // 2
 
 
 def test_a_teacher_must_have_the_policys_vocabulary(make, tmp_path, policy):
@@ -369,3 +382,10 @@ def test_an_adapter_must_have_layers_to_stand_on(make):
     assert problems(make(policy={"train_type": "lora", "lora": {"target_modules": ["q_proj", "up_proj"]}})) == {}
     found = problems(make(policy={"train_type": "lora", "lora": {"target_modules": ["q_proj", "query"]}}))
     assert "no layer of the model is called query; there are down_proj, " in found["policy.lora.target_modules"]
+
+
+def test_a_critics_adapter_too(make):
+    policy = {"lora": {"target_modules": ["query"]}}
+    assert problems(make(policy=policy, algorithm={"type": "ppo"})) == {}
+    found = problems(make(policy=policy, algorithm={"type": "ppo", "critic": {"train_type": "qlora"}}))
+    assert "no layer of the critic's model is called query" in found["policy.lora.target_modules"]

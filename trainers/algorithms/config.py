@@ -115,6 +115,8 @@ class CriticConfig(Config):
 
     model: str | None = None
     """Path or hub id of what it starts from, such as the reward model; null = a copy of the policy."""
+    train_type: Literal["full", "lora", "qlora"] = "full"
+    """What is trained: all weights, or value head and adapter, with r, alpha and target_modules of policy.lora."""
     learning_rate: float = Field(default=1e-5, ge=0)
     """Peak learning rate of the critic's AdamW; schedule and warm-up are the policy's."""
     warmup_steps: int = Field(default=0, ge=0)

@@ -1,0 +1,122 @@
+"""`rlhf export`: a run's adapter merged into its base, as one whole model, with the error of it stated.
+
+It knows the run's directory; torch is imported by what merges, once nothing is left to refuse.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cluster.config import RunConfig, parse_config
+from cluster.files import free_bytes, write_atomic
+from cluster.plan_models import read_model
+from cluster.run_directory import RunDirectory
+from trainers.errors import Problem, UserError
+from trainers.types import Int32Array
+
+MEASURED = 8  # recorded samples on which the error is measured
+_PLAIN = "lora"  # in model/: the plain LoRA adapter that computes the same as an AdaLoRA one
+
+
+def export_merged(path: Path, target: Path) -> dict[str, Any]:
+    """Write the whole model of the run in `path` to the folder `target`; what `export.json` says there.
+
+    UserError, before anything is written, for a run that has no adapter to merge, and for a target that is in use or
+    has too little space.
+    """
+    run = RunDirectory.open(path.resolve())
+    config = parse_config(run.config())
+    _require_adapter(run, config)
+    base = str(run.base) if run.base.is_dir() else config.policy.model
+    _require_room(target, base, config)
+    plain = run.model / _PLAIN
+    adapter = plain if config.policy.train_type == "adalora" else run.model
+    sequences = recorded_sequences(run)
+
+    from safetensors import SafetensorError
+    from transformers import AutoTokenizer  # seconds to import, as is what follows
+
+    from actors.merging import merge_adapter
+
+    partial = target.absolute().with_name(f".{target.absolute().name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        error = merge_adapter(base, adapter, partial, dtype=config.policy.dtype, sequences=sequences)
+        AutoTokenizer.from_pretrained(run.model).save_pretrained(partial)  # with the run's chat template
+        told = {
+            "run": run.path.name,
+            "train_type": config.policy.train_type,
+            "base": base,
+            "adapter": str(adapter),
+            "dtype": config.policy.dtype,
+            "samples": len(sequences),
+            "tokens": error.tokens if error else 0,
+            "logprob_error_max": error.max if error else None,
+            "logprob_error_mean": error.mean if error else None,
+        }
+        write_atomic(partial / "export.json", json.dumps(told, indent=2) + "\n")
+        partial.rename(target)
+    except (OSError, ValueError, SafetensorError) as cause:
+        message = f"could not be merged and written to {target}: {str(cause).strip() or type(cause).__name__}"
+        raise UserError([Problem(run.path.name, message)]) from cause
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return told
+
+
+def describe(told: dict[str, Any], target: Path) -> str:
+    """What was written, for a person."""
+    written = f"{target}: {told['base']} with the adapter of {told['run']} merged into it, in {told['dtype']}"
+    if told["logprob_error_max"] is None:
+        return f"{written}\nits error was not measured: the run holds no rollouts to measure it on"
+    return (
+        f"{written}\nlog-probabilities of {told['tokens']} tokens in {told['samples']} recorded samples differ from "
+        f"those of base and adapter apart by {told['logprob_error_max']:.3g} at most, "
+        f"{told['logprob_error_mean']:.3g} on average"
+    )
+
+
+def recorded_sequences(run: RunDirectory) -> list[Int32Array]:
+    """Prompt and completion, one sample of each group, of the newest rollouts that the run recorded."""
+    files = sorted(run.rollouts.glob("*.parquet"), key=lambda file: int(file.stem.rpartition("-")[2]))
+    if not files:
+        return []
+    rows = pq.read_table(files[-1], columns=["group", "prompt_tokens", "tokens"]).to_pylist()
+    first = {row["group"]: row for row in reversed(rows)}
+    return [np.asarray(row["prompt_tokens"] + row["tokens"], dtype=np.int32) for row in list(first.values())[:MEASURED]]
+
+
+def _require_adapter(run: RunDirectory, config: RunConfig) -> None:
+    record = run.record()
+    if record.state != "succeeded" or not run.model.is_dir():
+        message = f"is {record.state} after step {record.step} of {record.steps}; a run has a model once it is done"
+        raise UserError([Problem(run.path.name, message)])
+    if config.policy.train_type == "full":
+        message = f"was trained whole, so there is nothing to merge: {run.model} is the complete model"
+        raise UserError([Problem(run.path.name, message)])
+    if config.policy.train_type == "qlora" and not run.base.is_dir():
+        message = "is gone; the adapter was trained on these de-quantised weights and fits no others"
+        raise UserError([Problem(str(run.base), message)])
+
+
+def _require_room(target: Path, base: str, config: RunConfig) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError([Problem("--merged", f"{target} is in use; give a folder that is empty or does not exist yet")])
+    parameters = read_model(base, where="policy.model").parameters or 0
+    require_space(target, parameters * (4 if config.policy.dtype == "float32" else 2))
+
+
+def require_space(target: Path, needed: int) -> None:
+    """UserError where fewer bytes are free than the model has."""
+    if (free := free_bytes(target)) < needed:
+        sizes = f"{needed / 2**20:,.0f} MiB are needed, {free / 2**20:,.0f} MiB are free"
+        raise UserError(
+            [Problem("--merged", f"too little space at {target}: {sizes}; free some, or give another folder")]
+        )
