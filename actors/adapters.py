@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from actors.config import PolicyConfig
 from actors.weights import TensorInfo, WeightSource
+from trainers.adapter_folder import WEIGHTS, AdapterFolder
 from trainers.errors import Problem, UserError
 
 ADAPTER = "default"  # the name that PEFT gives to the only adapter
+REFERENCE = "reference"  # beside an adapter that is continued: the same as it was when the run began, frozen
 PLAIN_FOLDER = "lora"  # beside an AdaLoRA adapter: the plain one that vLLM serves
 
 
@@ -51,12 +55,65 @@ def attach_adapter(model: nn.Module, policy: PolicyConfig, *, total_steps: int) 
         if "arget modules" not in str(error):
             raise
         raise UserError([Problem("policy.lora.target_modules", missing_targets(model, lora.target_modules))]) from None
-    dtype = getattr(torch, policy.dtype)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
+    return _in_dtype(adapted, policy)
+
+
+def continue_adapter(model: nn.Module, policy: PolicyConfig, adapter: AdapterFolder) -> nn.Module:
+    """The model with an adapter that was trained before, to train on, and a frozen copy of it as the reference."""
+    where = "policy.model"
+    try:
+        adapted: Any = None
+        for name in (ADAPTER, REFERENCE):
+            config = peft.LoraConfig.from_pretrained(str(adapter.path))
+            config.task_type, config.base_model_name_or_path = "CAUSAL_LM", adapter.base
+            config.lora_dropout, config.inference_mode = 0.0, name == REFERENCE  # see `LoraConfig.dropout`
+            if adapted is None:
+                adapted = peft.get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=False)
+            else:
+                adapted.add_adapter(name, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise UserError([Problem(where, f"{adapter.path} does not fit {adapter.base}: {error}")]) from error
+    for name in (ADAPTER, REFERENCE):
+        load_weights(adapted, adapter, name, where=where)
+    return _in_dtype(adapted, policy)
+
+
+def load_weights(adapted: Any, adapter: AdapterFolder, name: str = ADAPTER, *, where: str) -> None:
+    """An adapter's weights from its file, all of them; UserError with `where` where it has others than the model."""
+    try:
+        found = peft.set_peft_model_state_dict(adapted, load_file(adapter.path / WEIGHTS), adapter_name=name)
+    except RuntimeError as error:  # other shapes
+        raise UserError([Problem(where, f"{adapter.path} does not fit {adapter.base}: {error}")]) from error
+    missing = [key for key in found.missing_keys if f".{name}." in f"{key}." and ".ranknum." not in key]  # a constant
+    wrong = [*missing, *found.unexpected_keys]
+    if wrong:
+        message = (
+            f"{adapter.path} does not fit {adapter.base}: {len(wrong)} names of tensors differ, such as {wrong[0]}"
+        )
+        raise UserError([Problem(where, message)])
+
+
+def _in_dtype(adapted: Any, policy: PolicyConfig) -> nn.Module:
+    """With the adapter's tensors in the policy's type."""
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(getattr(torch, policy.dtype))
     trained: nn.Module = adapted
     return trained
+
+
+@contextmanager
+def as_begun(module: Any) -> Iterator[None]:
+    """Within it the model computes as it did when the run began: with the reference, or with no adapter."""
+    if REFERENCE not in module.peft_config:
+        with module.disable_adapter():
+            yield
+        return
+    module.set_adapter(REFERENCE, inference_mode=True)
+    try:
+        yield
+    finally:
+        module.set_adapter(ADAPTER)
 
 
 def missing_targets(model: nn.Module, wanted: Sequence[str]) -> str:
@@ -150,7 +207,13 @@ def save_adapter(module: Any, tensors: Mapping[str, Tensor], directory: Path, po
 
     `tensors` are the trained ones, whole, under the module's own names.
     """
-    module.save_pretrained(directory, state_dict=dict(tensors), save_embedding_layers=False, safe_serialization=True)
+    module.save_pretrained(
+        directory,
+        state_dict=dict(tensors),
+        selected_adapters=[ADAPTER],
+        save_embedding_layers=False,
+        safe_serialization=True,
+    )
     if policy.train_type == "adalora":
         plain = dict(fold_adalora((file_name(name), tensor) for name, tensor in tensors.items()))
         write_plain_adapter(directory / PLAIN_FOLDER, plain, policy, base=policy.model)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 
 from actors.policy import aligned, config_without_dropout, inside
+from trainers.adapter_folder import read_adapter
 
 
-def load_critic(path: str, *, dtype: str) -> nn.Module:
-    """A copy of a policy or of a reward model, with one number for each token.
+def load_critic(path: str, *, dtype: str, adapter: str | None = None) -> nn.Module:
+    """A copy of a policy (with its adapter merged, where it has one) or of a reward model, with one number a token.
 
     A reward model keeps its head; a policy gets one that says 0 everywhere, which is what an untaught critic should.
     """
@@ -22,8 +23,17 @@ def load_critic(path: str, *, dtype: str) -> nn.Module:
     config.num_labels = 1
     config.classifier_dropout = 0.0
     model: Any = AutoModelForTokenClassification.from_pretrained(
-        path, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        path,
+        config=config,
+        dtype=getattr(torch, dtype) if adapter is None else torch.float32,
+        trust_remote_code=False,
+        use_safetensors=True,
     )
+    if adapter is not None:
+        from actors.merging import merged  # importing PEFT takes a second
+
+        model = merged(model, read_adapter(adapter, where="policy.model"), where="policy.model")
+        model = model.requires_grad_(True).to(getattr(torch, dtype))
     head = value_head(model)
     with torch.no_grad():
         if head.bias is not None:

@@ -49,6 +49,7 @@ class LearnerSpec:
     critic_optimizer_steps: int
     seed: int
     collective_timeout_s: float
+    adapter: str | None = None  # folder of the adapter on policy.model that is continued
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from actors.origin import Origin, find_origin
 from actors.reward_checks import validate_rewards
 from actors.reward_config import FunctionReward, ModelReward
 from cluster.config import RunConfig, problems_as_json
@@ -54,6 +55,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Findings:
+    origin: Origin | None
     model: ModelInfo | None
     prompts: int | None
     problems: list[Problem]
@@ -64,8 +66,9 @@ def make_plan(config: RunConfig, *, gpus: bool | None = None) -> Plan:
     found = _inspect(config)
     on_gpus = _machine_has_gpus() if gpus is None else gpus
     estimates: list[MemoryEstimate | None] = []
-    if found.model is not None:
-        estimates = [generator_memory(config, found.model, gpus=on_gpus), learner_memory(config, found.model)]
+    if found.model is not None and found.origin is not None:
+        settled = config.model_copy(update={"policy": found.origin.policy})
+        estimates = [generator_memory(settled, found.model, gpus=on_gpus), learner_memory(settled, found.model)]
     return Plan(
         config=config,
         arithmetic=tuple(batch_arithmetic(config, prompts=found.prompts)),
@@ -89,9 +92,10 @@ def _machine_has_gpus() -> bool:
 
 def _inspect(config: RunConfig) -> _Findings:
     problems = cross_checks(config) + validate_rewards(config.rewards, Path.cwd())
-    model = None
+    origin, model = None, None
     try:
-        model = read_model(config.policy.model, where="policy.model")
+        origin = find_origin(config.policy)
+        model = read_model(origin.policy.model, where="policy.model")
     except UserError as error:
         problems += error.problems
     if model is not None and model.context is not None and model.context < max_model_len(config):
@@ -102,13 +106,13 @@ def _inspect(config: RunConfig) -> _Findings:
                 f"{model.context}; lower one of them",
             )
         )
-    if model is not None:
-        problems += _companion_problems(config)
+    if origin is not None and model is not None:
+        problems += _companion_problems(config, origin)
     prompts, data_problems = _prompts(config, tokenize=model is not None)
-    return _Findings(model, prompts, problems + data_problems)
+    return _Findings(origin, model, prompts, problems + data_problems)
 
 
-def _companion_problems(config: RunConfig) -> list[Problem]:
+def _companion_problems(config: RunConfig, origin: Origin) -> list[Problem]:
     """What is wrong with the models beside the policy, and with where its adapter is to stand."""
     problems: list[Problem] = []
     algorithm, policy = config.algorithm, config.policy
@@ -121,7 +125,7 @@ def _companion_problems(config: RunConfig) -> list[Problem]:
     if isinstance(algorithm, PPOConfig) and algorithm.critic.model is not None:
         problems += critic_problems(algorithm.critic.model)
     if policy.train_type != "full" and policy.lora.target_modules != "all-linear":
-        problems += target_problems(policy.model, policy.lora.target_modules)
+        problems += target_problems(origin.policy.model, policy.lora.target_modules)
     return problems
 
 

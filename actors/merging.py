@@ -1,0 +1,72 @@
+"""An adapter added to the weights of the model that it stands on, in float32. It knows PEFT, no engine."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from actors.adapters import load_weights
+from actors.config import PolicyConfig
+from actors.policy import load_tokenizer
+from trainers.adapter_folder import AdapterFolder
+from trainers.errors import Problem, UserError
+
+
+def merged(model: nn.Module, adapter: AdapterFolder, *, where: str) -> Any:
+    """`model` (float32) with the adapter in its weights. UserError with `where` where the two do not fit."""
+    config = peft.PeftConfig.from_pretrained(str(adapter.path))
+    config.inference_mode = True
+    config.task_type = None  # else PEFT would expect what only models of that task have
+    try:
+        adapted = peft.PeftModel(model, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise UserError([Problem(where, f"{adapter.path} does not fit {adapter.base}: {error}")]) from error
+    load_weights(adapted, adapter, where=where)
+    adapted.eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")  # see `_untie`
+        return adapted.merge_and_unload(safe_merge=True)  # a NaN is an error
+
+
+def write_merged(policy: PolicyConfig, adapter: AdapterFolder, directory: Path) -> None:
+    """The policy, `policy.model` with the adapter merged, in Hugging Face format and in its type. Once: not where
+    `directory` is there; whole or not at all."""
+    if directory.is_dir():
+        return
+    base = AutoModelForCausalLM.from_pretrained(
+        policy.model, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
+    tied = _untie(base)
+    model = merged(base, adapter, where="policy.model").to(getattr(torch, policy.dtype))
+    if tied:
+        _tie_again(model)
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    load_tokenizer(policy, str(adapter.path)).save_pretrained(partial)
+    partial.rename(directory)
+
+
+def _untie(model: Any) -> bool:
+    """Two matrices where output head and embeddings were one, since an adapter may be on one of them only; whether
+    they were one."""
+    head = model.get_output_embeddings()
+    if head is None or head.weight is not model.get_input_embeddings().weight:
+        return False
+    head.weight = nn.Parameter(head.weight.detach().clone())
+    return True
+
+
+def _tie_again(model: Any) -> None:
+    """One where they are still the same; else the config says that they are two, or loading would tie them."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    model.config.tie_word_embeddings = torch.equal(head.weight, embeddings.weight)
+    if model.config.tie_word_embeddings:
+        head.weight = embeddings.weight
