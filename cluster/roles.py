@@ -59,7 +59,7 @@ async def open_roles(
     """
     gpus = ray.cluster_resources().get("GPU", 0) > 0
     origin = find_origin(config.policy)
-    config = config.model_copy(update={"policy": origin.in_run(run.path / "merged")})
+    config = config.model_copy(update={"policy": origin.in_run(run.merged)})
     plan = layout(config.placement, config.generators, config.learners, gpus=gpus, teacher=config.teacher_writes)
     group = await asyncio.to_thread(reserve, plan, deadline_s=min(config.timeouts.start_s, 120.0))
     transport = choose_transport(config, gpus=gpus)

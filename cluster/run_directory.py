@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 RunState: TypeAlias = Literal["queued", "running", "paused", "succeeded", "failed", "stopped"]
 
+MERGED: Final = "merged"  # folder of the policy's first weights, where it was an adapter that was merged
 _ENDED: Final = ("succeeded", "failed", "stopped")
 _PACKAGES: Final = (
     "rlhf-online",
@@ -139,6 +140,7 @@ class RunDirectory:
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.merged = path / MERGED
         self.tensorboard = path / "tensorboard"
         self.logs = path / "logs"
         self.rejected = path / "rejected.jsonl"

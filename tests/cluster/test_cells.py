@@ -79,9 +79,9 @@ def assert_proved(lines: list[dict[str, float]]) -> None:
         assert line.get("rollout/logprob_gap_max", 0.0) < 1e-4
 
 
-def recorded_gap(model: Any, run: Path) -> float:
-    """Largest difference of a model's log-probabilities from those that the generator wrote with the last weights."""
-    rows = pq.read_table(run / "rollouts" / f"eval-{STEPS:06d}.parquet").to_pylist()
+def recorded_gap(model: Any, run: Path, *, rollouts: str = f"eval-{STEPS:06d}") -> float:
+    """Largest difference of a model's log-probabilities from those that the generator wrote (with the last weights)."""
+    rows = pq.read_table(run / "rollouts" / f"{rollouts}.parquet").to_pylist()
     worst = 0.0
     for row in rows[:6]:
         ids = torch.tensor([row["prompt_tokens"] + row["tokens"]])
@@ -112,6 +112,53 @@ def test_only_the_adapter_travels(train_type: str, folder: Path) -> None:
     model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), served)
     assert recorded_gap(model, written) < 1e-4
     assert lines[-1]["policy/grad_norm"] > 0
+
+
+@pytest.fixture(scope="module")
+def sft(folder: Path) -> Path:
+    """An adapter that somebody trained on the policy; its name and folder are relative to the configs'."""
+    base = AutoModelForCausalLM.from_pretrained(folder / "policy")
+    config = peft.LoraConfig(r=3, lora_alpha=5, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(base, config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    model.save_pretrained(folder / "sft")
+    return folder / "sft"
+
+
+def on(base: Path, adapter: Path) -> Any:
+    return peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+
+
+def test_an_adapter_is_trained_on(folder: Path, sft: Path) -> None:
+    """It writes from the first step on, is its own reference, and comes out as an adapter on the same base."""
+    policy = {"model": "sft", "adapter": "continue", "dtype": "float32", "train_type": "lora"}
+    written = run(folder, "continued", policy=policy, algorithm=GRPO)
+    lines = metrics(written)
+    assert_proved(lines)
+    assert {line["weights/sync_bytes"] for line in lines} == {adapter_bytes(sft / "adapter_model.safetensors")}
+    assert recorded_gap(on(folder / "policy", sft), written, rollouts="step-000001") < 1e-4
+    assert lines[0]["kl/mean"] == pytest.approx(0.0, abs=1e-6)
+    assert lines[-1]["kl/mean"] > 1e-5
+    assert recorded_gap(on(folder / "policy", written / "model"), written) < 1e-4
+    assert json.loads((written / "model" / "adapter_config.json").read_text())["r"] == 3
+
+
+def test_an_adapter_is_merged_once_and_a_resumed_run_finds_it(folder: Path, sft: Path) -> None:
+    policy = {"model": "sft", "dtype": "float32", "train_type": "lora"}
+    train = {"steps": 1, "prompts_per_step": 4, "learning_rate": 0.01}
+    begun = run(folder, "merged", policy=policy, algorithm=GRPO, train=train)
+    files = {file.name: file.stat().st_mtime_ns for file in (begun / "merged").iterdir()}
+    assert run(folder, "merged", policy=policy, algorithm=GRPO, train={**train, "steps": STEPS}) == begun
+    assert {file.name: file.stat().st_mtime_ns for file in (begun / "merged").iterdir()} == files
+    lines = metrics(begun)
+    assert_proved(lines)
+    assert recorded_gap(on(folder / "policy", sft), begun, rollouts="step-000001") < 1e-4
+    assert lines[0]["kl/mean"] == pytest.approx(0.0, abs=1e-6)
+    assert recorded_gap(on(begun / "merged", begun / "model"), begun) < 1e-4
+    base = json.loads((begun / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str(begun / "merged")
 
 
 def test_ppo_with_an_adapter_and_a_critic(folder: Path) -> None:
