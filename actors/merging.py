@@ -43,6 +43,7 @@ def write_merged(policy: PolicyConfig, adapter: AdapterFolder, directory: Path) 
     base = AutoModelForCausalLM.from_pretrained(
         policy.model, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
     )
+    _resize(base, adapter)
     tied = _untie(base)
     model = merged(base, adapter, where="policy.model").to(getattr(torch, policy.dtype))
     if tied:
@@ -52,6 +53,15 @@ def write_merged(policy: PolicyConfig, adapter: AdapterFolder, directory: Path) 
     model.save_pretrained(partial)
     load_tokenizer(policy, str(adapter.path)).save_pretrained(partial)
     partial.rename(directory)
+
+
+def _resize(model: Any, adapter: AdapterFolder) -> None:
+    """As many rows in the embeddings as the adapter has: tokens were added where it was trained."""
+    embeddings = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    rows = adapter.rows(name)
+    if rows is not None and rows != embeddings.num_embeddings:
+        model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter has all of the values
 
 
 def _untie(model: Any) -> bool:

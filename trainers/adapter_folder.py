@@ -61,6 +61,11 @@ class AdapterFolder:
         """Outputs of the head that a classifier's adapter brings along; 0 where there is none."""
         return next((int(shape[0]) for name, shape in self.tensors.items() if _HEAD.fullmatch(name)), 0)
 
+    def rows(self, layer: str) -> int | None:
+        """Of the layer's whole matrix where the adapter brings one along; None: it is the base's."""
+        shapes = (self.tensors.get(f"base_model.model.{layer}{end}") for end in (".weight", ".base_layer.weight"))
+        return next((int(shape[0]) for shape in shapes if shape is not None), None)
+
 
 def is_adapter(name: str | Path) -> bool:
     """Whether a model's name is the folder of an adapter, without the whole model."""

@@ -94,6 +94,28 @@ def test_the_merged_model_computes_what_peft_computes(kind: str, tied: bool, tmp
     assert config["tie_word_embeddings"] == (tied and kind not in ("head", "embedding", "lora on the head"))
 
 
+@pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers:UserWarning")
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings:UserWarning")
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_tokens_that_the_adapters_training_added_are_merged_too(tied: bool, tmp_path: Path) -> None:
+    base = tiny.make_policy(tmp_path / "base", tied=tied)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    size = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(size + 3)
+    config = peft.LoraConfig(target_modules=LAYERS, modules_to_save=["embed_tokens", "lm_head"])
+    trained = peft.get_peft_model(model, config)
+    for parameter in trained.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    trained.save_pretrained(tmp_path / "sft")
+    origin = find_origin(policy_of(tmp_path / "sft"))
+    assert origin.merged is not None
+    write_merged(origin.policy, origin.merged, tmp_path / "merged")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert found.config.vocab_size == size + 3
+    torch.testing.assert_close(logits(found), logits(trained), rtol=0, atol=1e-5)
+
+
 def test_a_merged_policy_is_written_once_and_whole(base: Path, adapter: Path, tmp_path: Path) -> None:
     """In the policy's type, with tokenizer and template; what a killed writer left is no model."""
     (tmp_path / ".merged.partial").mkdir()
