@@ -7,6 +7,7 @@ AdaLoRA what the generators get, a plain LoRA pair that computes the same functi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from trainers.errors import Problem, UserError
 
 ADAPTER = "default"  # the name that PEFT gives to the only adapter
 REFERENCE = "reference"  # beside an adapter that is continued: the same as it was when the run began, frozen
+_TWICE = re.compile(r"\.(modules_to_save|original_module)(?=\.)")  # PEFT saves resized embeddings under these names too
 PLAIN_FOLDER = "lora"  # beside an AdaLoRA adapter: the plain one that vLLM serves
 
 
@@ -80,12 +82,13 @@ def continue_adapter(model: nn.Module, policy: PolicyConfig, adapter: AdapterFol
 
 def load_weights(adapted: Any, adapter: AdapterFolder, name: str = ADAPTER, *, where: str) -> None:
     """An adapter's weights from its file, all of them; UserError with `where` where it has others than the model."""
+    tensors = load_file(adapter.path / WEIGHTS)
     try:
-        found = peft.set_peft_model_state_dict(adapted, load_file(adapter.path / WEIGHTS), adapter_name=name)
+        found = peft.set_peft_model_state_dict(adapted, dict(tensors), adapter_name=name)
     except RuntimeError as error:  # other shapes
         raise UserError([Problem(where, f"{adapter.path} does not fit {adapter.base}: {error}")]) from error
-    missing = [key for key in found.missing_keys if f".{name}." in f"{key}." and ".ranknum." not in key]  # a constant
-    wrong = [*missing, *found.unexpected_keys]
+    wrong = [key for key in found.missing_keys if f".{name}." in f"{key}." and ".ranknum." not in key]  # a constant
+    wrong += [key for key in found.unexpected_keys if not (_TWICE.search(key) and _TWICE.sub("", key) in tensors)]
     if wrong:
         message = (
             f"{adapter.path} does not fit {adapter.base}: {len(wrong)} names of tensors differ, such as {wrong[0]}"

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 
 from actors.policy import aligned, config_without_dropout, inside
-from trainers.adapter_folder import read_adapter
+from trainers.adapter_folder import AdapterFolder
 
 
-def load_critic(path: str, *, dtype: str, adapter: str | None = None) -> nn.Module:
+def load_critic(path: str, *, dtype: str, adapter: AdapterFolder | None = None) -> nn.Module:
     """A copy of a policy (with its adapter merged, where it has one) or of a reward model, with one number a token.
 
     A reward model keeps its head; a policy gets one that says 0 everywhere, which is what an untaught critic should.
@@ -32,7 +32,7 @@ def load_critic(path: str, *, dtype: str, adapter: str | None = None) -> nn.Modu
     if adapter is not None:
         from actors.merging import merged  # importing PEFT takes a second
 
-        model = merged(model, read_adapter(adapter, where="policy.model"), where="policy.model")
+        model = merged(model, adapter, where="policy.model")
         model = model.requires_grad_(True).to(getattr(torch, dtype))
     head = value_head(model)
     with torch.no_grad():

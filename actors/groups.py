@@ -18,6 +18,7 @@ from actors.config import PolicyConfig
 from actors.messages import AnnotatedRows, GenerateRequest, Proof, StepReport, UpdateOrder, UpdateReport
 from actors.remote import ActorGroup
 from actors.weights import Route, SentWeights, WeightSyncError, compare_digests
+from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import Mean, Need
 from trainers.config import SamplingConfig, TrainConfig
 from trainers.packing import pack_samples, pack_updates, unpack_rows
@@ -51,7 +52,7 @@ class LearnerGroup:
         url = f"tcp://{host}:{port}"
         await self.actors.each("start", lambda a, _: a.start.remote(url), deadline_s=deadline)
 
-    async def merge(self, policy: PolicyConfig, adapter: str, directory: str) -> None:
+    async def merge(self, policy: PolicyConfig, adapter: AdapterFolder, directory: str) -> None:
         """The policy with an adapter merged into it, written for all roles to load; before `start`."""
         await self.actors.one(
             0, "merge", lambda a: a.merge.remote(policy, adapter, directory), deadline_s=self._deadlines.start

@@ -24,7 +24,7 @@ from actors.config import PolicyConfig
 from actors.messages import AnnotatedRows, LearnerSpec, UpdateOrder, UpdateReport
 from actors.policy import load_model, load_tokenizer
 from actors.weights import GeneratorClient, ObjectStoreSender, Route, SentWeights, WeightSender
-from trainers.adapter_folder import read_adapter
+from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import ActorCritic, Mean, Need, Totals
 from trainers.algorithms.catalog import make_algorithm
 from trainers.algorithms.terms import require_kept
@@ -166,12 +166,12 @@ class Learner:
             self._models.policy.write(Path(directory), weights)
             load_tokenizer(self._spec.policy, self._spec.adapter).save_pretrained(directory)
 
-    def merge(self, policy: PolicyConfig, adapter: str, directory: str) -> None:
+    def merge(self, policy: PolicyConfig, adapter: AdapterFolder, directory: str) -> None:
         """Write `policy` with the adapter merged into it, which the roles then load; from rank 0, before `start`."""
         from actors.merging import write_merged
 
         if self._rank == 0:
-            write_merged(policy, read_adapter(adapter, where="policy.model"), Path(directory))
+            write_merged(policy, adapter, Path(directory))
 
     def write_base(self, directory: str) -> None:
         """Write the quantised base as the generators serve it, from rank 0."""

@@ -51,7 +51,7 @@ def write_merged(policy: PolicyConfig, adapter: AdapterFolder, directory: Path) 
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
-    load_tokenizer(policy, str(adapter.path)).save_pretrained(partial)
+    load_tokenizer(policy, adapter).save_pretrained(partial)
     partial.rename(directory)
 
 

@@ -82,7 +82,7 @@ async def open_roles(
         learners = LearnerGroup(learner_actors, config.train, deadlines)
         turns = SharedGPUs(learners, generators, deadlines) if gpus and config.placement == "colocated" else OwnGPUs()
         if origin.merged is not None:
-            await learners.merge(origin.policy, str(origin.merged.path), config.policy.model)
+            await learners.merge(origin.policy, origin.merged, config.policy.model)
         starting = _Starting(learners, [g for g in (generators, teacher) if g], scorer, deadlines)
         await starting.all(shared=isinstance(turns, SharedGPUs), base=base_of(run) if is_quantised(config) else None)
         if teacher is not None:  # its weights are those that it was loaded with
@@ -198,7 +198,7 @@ def launch_learners(config: RunConfig, origin: Origin, seats: Sequence[Seat]) ->
         critic_optimizer_steps=train.steps * each,
         seed=config.seed,
         collective_timeout_s=config.timeouts.update_s,
-        adapter=None if origin.continued is None else str(origin.continued.path),
+        adapter=origin.continued,
     )
     actors = [launch(Learner, seat, spec, rank=rank, world_size=len(seats)) for rank, seat in enumerate(seats)]
     return ActorGroup("learner", actors, [seat.log for seat in seats])

@@ -42,6 +42,11 @@ class AdapterFolder:
     tensors: Mapping[str, Sequence[int]]  # names in the file → shapes
 
     @property
+    def tokenizer(self) -> str:
+        """Where tokenizer and chat template are: in its own folder, or the base's."""
+        return str(self.path) if _has_tokenizer(self.path) else self.base
+
+    @property
     def kind(self) -> str:
         """PEFT's name of it."""
         return str(self.config["peft_type"])
@@ -83,7 +88,7 @@ def find_base(folder: str | Path) -> str:
 
 def tokenizer_source(name: str) -> str:
     """Where a model's tokenizer and chat template are: for an adapter its own folder, else its base's."""
-    if not is_adapter(name) or any((Path(name) / file).is_file() for file in _TOKENIZER):
+    if not is_adapter(name) or _has_tokenizer(Path(name)):
         return name
     try:
         return find_base(name)
@@ -131,6 +136,10 @@ def _not_plain(adapter: AdapterFolder, largest_rank: int) -> Iterator[str]:
             yield f"it holds {tensor}, and only adapters of linear layers can be continued"
         elif rank not in shape:
             yield f"{tensor} has shape {list(shape)}, and {CONFIG} says rank {rank}"
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in _TOKENIZER)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from actors.config import LoraConfig
 from actors.messages import LearnerSpec, StepReport, UpdateOrder
+from trainers.adapter_folder import read_adapter
 from trainers.types import AnnotatedSample, TrainSample
 
 pytestmark = [
@@ -56,7 +57,9 @@ SFT = "sft"  # folder of the adapter that is continued, in the policy's
 
 def spec(model: Path, kind: str, cut: Cut) -> LearnerSpec:
     made = learner_spec(model, grpo(), cut, rate=RATE, train_type=kind.removeprefix("continued "), lora=LORA)
-    return replace(made, adapter=str(model / SFT)) if kind.startswith("continued") else made
+    return (
+        replace(made, adapter=read_adapter(model / SFT, where="policy.model")) if kind.startswith("continued") else made
+    )
 
 
 @dataclass(frozen=True)

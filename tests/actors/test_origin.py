@@ -20,8 +20,14 @@ from actors.critic import load_critic
 from actors.merging import write_merged
 from actors.origin import find_origin
 from actors.policy import load_policy, load_tokenizer
-from trainers.adapter_folder import find_base, is_adapter, tokenizer_source
+from trainers.adapter_folder import find_base, is_adapter, read_adapter, tokenizer_source
 from trainers.errors import UserError
+
+pytestmark = [  # what PEFT says of the adapters that are made here
+    pytest.mark.filterwarnings("ignore:Model (has|with) .tie_word_embeddings:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning"),
+]
 
 TOKENS = torch.arange(3, 23).reshape(2, 10)
 
@@ -74,9 +80,6 @@ KINDS = {
 }
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Model has .tie_word_embeddings:UserWarning", "ignore:The following rank_pattern keys:RuntimeWarning"
-)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_merged_model_computes_what_peft_computes(kind: str, tied: bool, tmp_path: Path) -> None:
@@ -94,8 +97,6 @@ def test_the_merged_model_computes_what_peft_computes(kind: str, tied: bool, tmp
     assert config["tie_word_embeddings"] == (tied and kind not in ("head", "embedding", "lora on the head"))
 
 
-@pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers:UserWarning")
-@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings:UserWarning")
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_tokens_that_the_adapters_training_added_are_merged_too(tied: bool, tmp_path: Path) -> None:
     base = tiny.make_policy(tmp_path / "base", tied=tied)
@@ -156,7 +157,7 @@ def continued(adapter: Path, **fields: Any) -> Any:
     origin = find_origin(policy_of(adapter, train_type="lora", adapter="continue", **fields))
     assert origin.continued is not None
     assert (origin.policy.lora.r, origin.policy.lora.alpha) == (3, 5.0)
-    return load_policy(origin.policy, total_steps=1, adapter=str(origin.continued.path))
+    return load_policy(origin.policy, total_steps=1, adapter=origin.continued)
 
 
 def test_a_continued_adapter_begins_as_it_is_and_keeps_itself_as_reference(base: Path, adapter: Path) -> None:
@@ -186,7 +187,7 @@ def test_a_continued_adapter_has_no_dropout_and_the_policys_type(adapter: Path) 
 
 def test_a_critic_is_a_copy_of_the_policy_with_its_adapter(base: Path, adapter: Path) -> None:
     """Below the head: the last hidden states of plain PEFT."""
-    critic: Any = load_critic(str(base), dtype="float32", adapter=str(adapter))
+    critic: Any = load_critic(str(base), dtype="float32", adapter=read_adapter(adapter, where="policy.model"))
     assert all(parameter.requires_grad for parameter in critic.parameters())
     with torch.no_grad():
         found = critic.eval().model(input_ids=TOKENS).last_hidden_state
@@ -198,13 +199,13 @@ def test_a_critic_is_a_copy_of_the_policy_with_its_adapter(base: Path, adapter: 
 
 
 def test_tokenizer_and_template_are_the_adapters_where_it_has_them(base: Path, adapter: Path) -> None:
-    on_base = find_origin(policy_of(adapter)).policy
+    on_base, found = find_origin(policy_of(adapter)).policy, read_adapter(adapter, where="policy.model")
     assert tokenizer_source(str(adapter)) == str(base)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    assert load_tokenizer(on_base, str(adapter)).chat_template == tokenizer.chat_template
+    assert load_tokenizer(on_base, found).chat_template == tokenizer.chat_template
     tokenizer.chat_template = "of the adapter"
     tokenizer.save_pretrained(adapter)
-    assert load_tokenizer(on_base, str(adapter)).chat_template == "of the adapter"
+    assert load_tokenizer(on_base, found).chat_template == "of the adapter"
 
 
 def test_a_relative_base_counts_from_the_adapters_folder_then_from_here(
