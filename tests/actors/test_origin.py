@@ -25,6 +25,7 @@ from trainers.errors import UserError
 
 pytestmark = [  # what PEFT says of the adapters that are made here
     pytest.mark.filterwarnings("ignore:Model (has|with) .tie_word_embeddings:UserWarning"),
+    pytest.mark.filterwarnings("ignore:You have requested .ensure_weight_tying:UserWarning"),
     pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers:UserWarning"),
     pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning"),
 ]
@@ -75,6 +76,9 @@ KINDS = {
     "lokr": peft.LoKrConfig(r=3, target_modules=LAYERS),
     "ia3": peft.IA3Config(target_modules=LAYERS, feedforward_modules=["down_proj"]),
     "head": peft.LoraConfig(r=3, target_modules=LAYERS, modules_to_save=["lm_head"]),
+    "embeddings, tied together": peft.LoraConfig(
+        r=3, target_modules=LAYERS, modules_to_save=["embed_tokens"], ensure_weight_tying=True
+    ),
     "embedding": peft.LoraConfig(r=3, target_modules=[*LAYERS, "embed_tokens"]),
     "lora on the head": peft.LoraConfig(r=3, target_modules=[*LAYERS, "lm_head"]),
 }
