@@ -74,8 +74,7 @@ class AdapterFolder:
 
 def is_adapter(name: str | Path) -> bool:
     """Whether a model's name is the folder of an adapter, without the whole model."""
-    folder = Path(name)
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+    return os.path.isfile(Path(name) / CONFIG) and not os.path.isfile(Path(name) / "config.json")
 
 
 def find_base(folder: str | Path) -> str:
@@ -139,7 +138,7 @@ def _not_plain(adapter: AdapterFolder, largest_rank: int) -> Iterator[str]:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / file).is_file() for file in _TOKENIZER)
+    return any(os.path.isfile(folder / file) for file in _TOKENIZER)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -148,7 +147,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if file.stat().st_size > _LONGEST_CONFIG:
             raise ValueError(f"{file} is larger than any adapter's")
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{file} holds no JSON object")
@@ -160,7 +159,7 @@ def _find_base(folder: Path, config: Mapping[str, Any]) -> str:
     if not isinstance(named, str) or not named:
         raise ValueError(f"{file} names no base (base_model_name_or_path); write the base model's path there")
     for start in (folder, Path.cwd()):
-        if (start / named).is_dir():
+        if os.path.isdir(start / named):
             base = os.path.abspath(start / named)
             if is_adapter(base):
                 raise ValueError(f"the base of {folder} is an adapter itself: {base}; merge it first")

@@ -229,6 +229,7 @@ def test_a_relative_base_counts_from_the_adapters_folder_then_from_here(
 def test_a_whole_model_is_no_adapter(base: Path) -> None:
     assert not is_adapter(base)
     assert not is_adapter("org/name")
+    assert not is_adapter("/" + "x" * 300)
     assert find_origin(policy_of(base)).policy == policy_of(base)
 
 
@@ -237,6 +238,8 @@ def test_a_whole_model_is_no_adapter(base: Path) -> None:
     [
         ({"peft_type": "PROMPT_TUNING"}, "of kind PROMPT_TUNING; give one of LORA"),
         ({"base_model_name_or_path": "/nowhere/base"}, "is not here: /nowhere/base"),
+        ({"base_model_name_or_path": "/" + "x" * 300}, "is not here"),
+        ({"base_model_name_or_path": "a\0b"}, "is not here"),
         ({"base_model_name_or_path": "../gone"}, "write its present path there"),
         ({"base_model_name_or_path": None}, "names no base"),
         ({"base_model_name_or_path": "."}, "is an adapter itself"),
@@ -260,7 +263,7 @@ def test_weights_that_are_missing_torn_or_can_run_code(adapter: Path) -> None:
     assert "is a pickle, which can run code" in message_of(policy_of(adapter))[1]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "\udcff", "{" + " " * (1 << 20)])
+@pytest.mark.parametrize("text", ["{", "[]", "\udcff", "[" * 100_000, "{" + " " * (1 << 20)])
 def test_a_config_that_is_none(text: str, adapter: Path) -> None:
     (adapter / "adapter_config.json").write_text(text, errors="surrogateescape")
     assert "adapter_config.json" in message_of(policy_of(adapter))[1]

@@ -30,7 +30,13 @@ def test_what_is_allowed(settings: Settings) -> None:
         "s3://bucket/prompts/a.jsonl",
     ):
         assert problems(settings, data={"prompts": prompts}) == [], prompts
-    for model in ("gpt2", "Qwen/Qwen3-0.6B", f"{models}/x", f"{settings.root}/20260101-run/model"):
+    for model in (
+        "gpt2",
+        "Qwen/Qwen3-0.6B",
+        f"{models}/x",
+        f"{models}/{'x' * 300}",
+        f"{settings.root}/20260101-run/model",
+    ):
         assert problems(settings, policy={"model": model}) == [], model
     assert problems(settings, rewards=[{"type": "function", "path": f"{rewards}/r.py:score"}]) == []
 
