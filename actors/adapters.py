@@ -7,6 +7,7 @@ AdaLoRA what the generators get, a plain LoRA pair that computes the same functi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,17 @@ from typing import Any
 
 import peft
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from actors.config import LoraConfig, PolicyConfig
 from actors.weights import TensorInfo, WeightSource
+from trainers.adapter_folder import WEIGHTS, AdapterFolder
 from trainers.errors import Problem, UserError
 
 ADAPTER = "default"  # the name that PEFT gives to the only adapter
+REFERENCE = "reference"  # beside an adapter that is continued: the same as it was when the run began, frozen
+_TWICE = re.compile(r"\.(modules_to_save|original_module)(?=\.)")  # PEFT saves resized embeddings under these names too
 PLAIN_FOLDER = "lora"  # beside an AdaLoRA adapter: the plain one that vLLM serves
 
 
@@ -48,7 +53,7 @@ def attach_adapter(model: nn.Module, policy: PolicyConfig, *, total_steps: int) 
         config = peft.LoraConfig(r=lora.r, **common)
     with _targets_exist(model, lora):
         adapted = peft.get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=False)
-    _train_in(adapted, policy.dtype)
+    _adapters_in(adapted, policy.dtype)
     trained: nn.Module = adapted
     return trained
 
@@ -61,7 +66,7 @@ def attach_beside(model: nn.Module, head: nn.Linear, lora: LoraConfig, *, dtype:
     with _targets_exist(model, lora):
         peft.inject_adapter_in_model(config, model, ADAPTER)
     head.requires_grad_(True)
-    _train_in(model, dtype)
+    _adapters_in(model, dtype)
 
 
 def _targets(lora: LoraConfig) -> str | list[str]:
@@ -79,9 +84,62 @@ def _targets_exist(model: nn.Module, lora: LoraConfig) -> Iterator[None]:
         raise UserError([Problem("policy.lora.target_modules", missing_targets(model, lora.target_modules))]) from None
 
 
-def _train_in(model: nn.Module, dtype: str) -> None:
-    for _, parameter in trained_parameters(model):
-        parameter.data = parameter.data.to(getattr(torch, dtype))
+def continue_adapter(model: nn.Module, policy: PolicyConfig, adapter: AdapterFolder) -> nn.Module:
+    """The model with an adapter that was trained before, to train on, and a frozen copy of it as the reference."""
+    where = "policy.model"
+    try:
+        adapted: Any = None
+        for name in (ADAPTER, REFERENCE):
+            config = peft.LoraConfig.from_pretrained(str(adapter.path))
+            config.task_type, config.base_model_name_or_path = "CAUSAL_LM", adapter.base
+            config.lora_dropout, config.inference_mode = 0.0, name == REFERENCE  # see `LoraConfig.dropout`
+            if adapted is None:
+                adapted = peft.get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=False)
+            else:
+                adapted.add_adapter(name, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise UserError([Problem(where, f"{adapter.path} does not fit {adapter.base}: {error}")]) from error
+    for name in (ADAPTER, REFERENCE):
+        load_weights(adapted, adapter, name, where=where)
+    _adapters_in(adapted, policy.dtype)
+    trained: nn.Module = adapted
+    return trained
+
+
+def load_weights(adapted: Any, adapter: AdapterFolder, name: str = ADAPTER, *, where: str) -> None:
+    """An adapter's weights from its file, all of them; UserError with `where` where it has others than the model."""
+    tensors = load_file(adapter.path / WEIGHTS)
+    try:
+        found = peft.set_peft_model_state_dict(adapted, dict(tensors), adapter_name=name)
+    except RuntimeError as error:  # other shapes
+        raise UserError([Problem(where, f"{adapter.path} does not fit {adapter.base}: {error}")]) from error
+    wrong = [key for key in found.missing_keys if f".{name}." in f"{key}." and ".ranknum." not in key]  # a constant
+    wrong += [key for key in found.unexpected_keys if not (_TWICE.search(key) and _TWICE.sub("", key) in tensors)]
+    if wrong:
+        message = (
+            f"{adapter.path} does not fit {adapter.base}: {len(wrong)} names of tensors differ, such as {wrong[0]}"
+        )
+        raise UserError([Problem(where, message)])
+
+
+def _adapters_in(model: nn.Module, dtype: str) -> None:
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+
+
+@contextmanager
+def as_begun(module: Any) -> Iterator[None]:
+    """Within it the model computes as it did when the run began: with the reference, or with no adapter."""
+    if REFERENCE not in module.peft_config:
+        with module.disable_adapter():
+            yield
+        return
+    module.set_adapter(REFERENCE, inference_mode=True)
+    try:
+        yield
+    finally:
+        module.set_adapter(ADAPTER)
 
 
 def missing_targets(model: nn.Module, wanted: Sequence[str]) -> str:
@@ -175,7 +233,13 @@ def save_adapter(module: Any, tensors: Mapping[str, Tensor], directory: Path, po
 
     `tensors` are the trained ones, whole, under the module's own names.
     """
-    module.save_pretrained(directory, state_dict=dict(tensors), save_embedding_layers=False, safe_serialization=True)
+    module.save_pretrained(
+        directory,
+        state_dict=dict(tensors),
+        selected_adapters=[ADAPTER],
+        save_embedding_layers=False,
+        safe_serialization=True,
+    )
     if policy.train_type == "adalora":
         plain = dict(fold_adalora((file_name(name), tensor) for name, tensor in tensors.items()))
         write_plain_adapter(directory / PLAIN_FOLDER, plain, policy, base=policy.model)

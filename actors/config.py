@@ -65,7 +65,10 @@ class PolicyConfig(Config):
     """The model that is trained."""
 
     model: str
-    """Path or hub id of an instruction-tuned causal language model."""
+    """Path or hub id of an instruction-tuned causal language model, or the folder of a PEFT adapter on one."""
+    adapter: Literal["merge", "continue"] = "merge"
+    """Where model is an adapter: merge it into its base first, which every train type can train; or continue it (lora
+    and qlora), with its own rank, alpha and layers in place of policy.lora's."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Data type of weights and arithmetic in generators and learners; the optimizer keeps float32 master weights."""
     train_type: TrainType = "full"

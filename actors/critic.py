@@ -11,29 +11,33 @@ from transformers import AutoModelForTokenClassification
 
 from actors.config import LoraConfig
 from actors.policy import aligned, config_without_dropout, inside
+from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.config import CriticConfig
 
 _HEADS = ("score", "classifier")  # what transformers calls the layer of one output
 
 
-def load_critic(path: str, config: CriticConfig, lora: LoraConfig, *, dtype: str) -> nn.Module:
-    """A copy of a policy or of a reward model with one number for each token, as it is trained: whole, or its head and
-    an adapter; `UserError` where no layer has a name that the adapter wants.
+def load_critic(
+    path: str, config: CriticConfig, lora: LoraConfig, *, dtype: str, adapter: AdapterFolder | None = None
+) -> nn.Module:
+    """A copy of a policy (with its `adapter` merged, where it has one) or of a reward model with one number for each
+    token, as it is trained: whole, or its head and an adapter; `UserError` where no layer has a name that it wants.
 
     A reward model keeps its head; a policy gets one that says 0 everywhere, which is what an untaught critic should.
     """
     if config.train_type == "full":
-        return _load(path, dtype=dtype)
+        return _load(path, adapter, dtype=dtype)
     from actors.adapters import attach_beside  # importing PEFT and bitsandbytes is for those who need them
 
     options: dict[str, Any] = {}
     if config.train_type == "qlora":
+        assert adapter is None, "the plan refuses a quantised copy of a policy that continues its adapter"
         from actors.quantised import quantisation
 
         options["quantization_config"] = quantisation(getattr(torch, dtype), whole=_HEADS)
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
-    critic = _load(path, dtype=dtype, **options)
+    critic = _load(path, adapter, dtype=dtype, **options)
     if config.train_type == "qlora":
         from actors.quantised import hide_quantised
 
@@ -42,14 +46,24 @@ def load_critic(path: str, config: CriticConfig, lora: LoraConfig, *, dtype: str
     return critic
 
 
-def _load(path: str, *, dtype: str, **options: Any) -> nn.Module:
+def _load(path: str, adapter: AdapterFolder | None, *, dtype: str, **options: Any) -> nn.Module:
     config = config_without_dropout(path)
     judges = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     config.num_labels = 1
     config.classifier_dropout = 0.0
     model: Any = AutoModelForTokenClassification.from_pretrained(
-        path, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True, **options
+        path,
+        config=config,
+        dtype=getattr(torch, dtype) if adapter is None else torch.float32,
+        trust_remote_code=False,
+        use_safetensors=True,
+        **options,
     )
+    if adapter is not None:
+        from actors.merging import merged  # importing PEFT takes a second
+
+        model = merged(model, adapter, where="policy.model")
+        model = model.requires_grad_(True).to(getattr(torch, dtype))
     head = value_head(model)
     with torch.no_grad():
         if head.bias is not None:

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from actors.config import PolicyConfig
 from actors.messages import AnnotatedRows, GenerateRequest, Proof, StepReport, TeachRequest, UpdateOrder, UpdateReport
 from actors.remote import ActorGroup
 from actors.weights import Route, SentWeights, WeightSyncError, compare_digests
+from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import Mean, Need
 from trainers.config import SamplingConfig, TrainConfig
 from trainers.packing import pack_samples, pack_updates, unpack_rows
@@ -58,6 +60,12 @@ class LearnerGroup:
         port = await self.actors.one(0, "start", lambda a: a.free_port.remote(), deadline_s=deadline)
         url = f"tcp://{host}:{port}"
         await self.actors.each("start", lambda a, _: a.start.remote(url), deadline_s=deadline)
+
+    async def merge(self, policy: PolicyConfig, adapter: AdapterFolder, directory: str) -> None:
+        """The policy with an adapter merged into it, written for all roles to load; before `start`."""
+        await self.actors.one(
+            0, "merge", lambda a: a.merge.remote(policy, adapter, directory), deadline_s=self._deadlines.start
+        )
 
     async def annotate(self, samples: Sequence[Sample], needs: frozenset[Need]) -> list[AnnotatedSample]:
         """See `protocols.Learners`."""

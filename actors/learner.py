@@ -20,9 +20,11 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 from torch import Tensor
 
+from actors.config import PolicyConfig
 from actors.messages import AnnotatedRows, LearnerSpec, UpdateOrder, UpdateReport
 from actors.policy import load_model, load_tokenizer
 from actors.weights import GeneratorClient, ObjectStoreSender, Route, SentWeights, WeightSender
+from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import ActorCritic, Mean, Need, Totals
 from trainers.algorithms.catalog import make_algorithm
 from trainers.algorithms.terms import require_kept
@@ -36,7 +38,7 @@ _KEPT = "importance/kept"
 
 
 class Learner:
-    """One rank. `start` comes first, then `connect`; every method is called on all ranks at once."""
+    """One rank. `start` comes first, but for `merge`, then `connect`; every method is called on all ranks at once."""
 
     def __init__(self, spec: LearnerSpec, *, rank: int, world_size: int) -> None:
         self._spec = spec
@@ -162,7 +164,14 @@ class Learner:
                 weights[name] = tensor.cpu()
         if self._rank == 0:
             self._models.policy.write(Path(directory), weights)
-            load_tokenizer(self._spec.policy).save_pretrained(directory)
+            load_tokenizer(self._spec.policy, self._spec.adapter).save_pretrained(directory)
+
+    def merge(self, policy: PolicyConfig, adapter: AdapterFolder, directory: str) -> None:
+        """Write `policy` with the adapter merged into it, which the roles then load; from rank 0, before `start`."""
+        from actors.merging import write_merged
+
+        if self._rank == 0:
+            write_merged(policy, adapter, Path(directory))
 
     def write_base(self, directory: str) -> None:
         """Write the quantised base as the generators serve it, from rank 0."""
@@ -170,7 +179,7 @@ class Learner:
 
         if self._rank == 0:
             write_dequantised(self._models.policy.engine.module, load_model(self._spec.policy), Path(directory))
-            load_tokenizer(self._spec.policy).save_pretrained(directory)
+            load_tokenizer(self._spec.policy, self._spec.adapter).save_pretrained(directory)
 
     def offload(self) -> None:
         """Leave the GPU to a colocated generator."""

@@ -40,6 +40,7 @@ class LearnerModels:
                 spec.policy,
                 total_steps=spec.total_optimizer_steps,
                 gradient_checkpointing=spec.learners.gradient_checkpointing,
+                adapter=spec.adapter,
             ),
             spec,
         )
@@ -140,7 +141,13 @@ class LearnerModels:
 def _load_critic(spec: LearnerSpec) -> TrainingEngine:
     critic = cast("PPOConfig", spec.algorithm).critic
     return TrainingEngine(
-        load_critic(critic.model or spec.policy.model, critic, spec.policy.lora, dtype=spec.policy.dtype),
+        load_critic(
+            critic.model or spec.policy.model,
+            critic,
+            spec.policy.lora,
+            dtype=spec.policy.dtype,
+            adapter=None if critic.model else spec.adapter,
+        ),
         learner=spec.learners,
         train=spec.train.model_copy(update={"learning_rate": critic.learning_rate}),
         dtype=spec.policy.dtype,

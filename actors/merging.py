@@ -1,78 +1,80 @@
-"""An adapter merged into its base as one whole model, and what that changed. It knows transformers and PEFT, no engine.
-
-Everything is computed in float32, so that the difference that is told is that of the weights alone: the merged ones
-are rounded to the policy's type.
-"""
+"""An adapter added to the weights of the model that it stands on, in float32. It knows PEFT, no engine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM
 
-from trainers.logprobs import token_logprobs
-from trainers.types import Int32Array
+from actors.adapters import load_weights
+from actors.config import PolicyConfig
+from actors.policy import load_tokenizer
+from trainers.adapter_folder import AdapterFolder
+from trainers.errors import Problem, UserError
 
 
-@dataclass(frozen=True, slots=True)
-class MergeError:
-    """Differences of token log-probabilities (nats): the model as written against base and adapter apart."""
-
-    max: float
-    mean: float
-    tokens: int  # that were compared
-
-
-def merge_adapter(
-    base: str, adapter: Path, out: Path, *, dtype: str, sequences: Sequence[Int32Array]
-) -> MergeError | None:
-    """Write `base` (path or hub id) with the LoRA adapter of a folder merged into it, in `dtype`, to `out`.
-
-    `sequences` are token ids `[T]` on which the error is measured; without any it is None. OSError or ValueError where
-    base or adapter cannot be loaded.
-    """
-    model = _load(base, dtype)
-    adapted: Any = peft.PeftModel.from_pretrained(model, adapter).eval()
-    before = [_logprobs(adapted, tokens) for tokens in sequences]
-    _separate_head(model)
-    merged: Any = adapted.merge_and_unload()
-    merged.to(getattr(torch, dtype)).save_pretrained(out)
-    del model, adapted, merged  # one copy in memory is enough
-    written = _load(str(out), dtype)
-    gaps = [(_logprobs(written, tokens) - then).abs() for tokens, then in zip(sequences, before, strict=True)]
-    if not gaps:
-        return None
-    gap = torch.cat(gaps)
-    return MergeError(max=float(gap.max()), mean=float(gap.mean()), tokens=len(gap))
+def merged(model: nn.Module, adapter: AdapterFolder, *, where: str) -> Any:
+    """`model` (float32) with the adapter in its weights. UserError with `where` where the two do not fit."""
+    config = peft.PeftConfig.from_pretrained(str(adapter.path))
+    config.inference_mode = True
+    config.task_type = None  # else PEFT would expect what only models of that task have
+    try:
+        adapted = peft.PeftModel(model, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise UserError([Problem(where, f"{adapter.path} does not fit {adapter.base}: {error}")]) from error
+    load_weights(adapted, adapter, where=where)
+    adapted.eval()
+    return adapted.merge_and_unload(safe_merge=True)  # a NaN is an error
 
 
-def _load(path: str, dtype: str) -> Any:
-    """The weights in `dtype`, as the learners held them, to compute with in float32."""
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+def write_merged(policy: PolicyConfig, adapter: AdapterFolder, directory: Path) -> None:
+    """The policy, `policy.model` with the adapter merged, in Hugging Face format and in its type. Once: not where
+    `directory` is there; whole or not at all."""
+    if directory.is_dir():
+        return
+    base = AutoModelForCausalLM.from_pretrained(
+        policy.model, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
     )
-    return model.float().eval()
+    _resize(base, adapter)
+    tied = untie(base)
+    model = merged(base, adapter, where="policy.model").to(getattr(torch, policy.dtype))
+    if tied:
+        tie_again(model)
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    load_tokenizer(policy, adapter).save_pretrained(partial)
+    partial.rename(directory)
 
 
-def _separate_head(model: Any) -> None:
-    """Where the output head has an adapter and shares the embedding's weights: weights of its own, so that merging
-    leaves the embedding as it was."""
+def _resize(model: Any, adapter: AdapterFolder) -> None:
+    """As many rows in the embeddings as the adapter has: tokens were added where it was trained."""
+    embeddings = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    rows = adapter.rows(name)
+    if rows is not None and rows != embeddings.num_embeddings:
+        model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter has all of the values
+
+
+def untie(model: Any) -> bool:
+    """Two matrices where output head and embeddings were one, since an adapter may be on one of them only; whether
+    they were one."""
     head = model.get_output_embeddings()
-    if isinstance(head, BaseTunerLayer) and head.get_base_layer().weight is model.get_input_embeddings().weight:
-        layer = head.get_base_layer()
-        layer.weight = nn.Parameter(layer.weight.detach().clone())
-        model.config.tie_word_embeddings = False
+    if head is None or head.weight is not model.get_input_embeddings().weight:
+        return False
+    head.weight = nn.Parameter(head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    return True
 
 
-@torch.no_grad()
-def _logprobs(model: Any, tokens: Int32Array) -> Tensor:
-    """`[T − 1]` log-probabilities of the tokens but the first."""
-    ids = torch.tensor(tokens, dtype=torch.long)
-    return token_logprobs(model(input_ids=ids[None]).logits[0, :-1], ids[1:])
+def tie_again(model: Any) -> None:
+    """One where they are still the same; else the config says that they are two, or loading would tie them."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    model.config.tie_word_embeddings = torch.equal(head.weight, embeddings.weight)
+    if model.config.tie_word_embeddings:
+        head.weight = embeddings.weight

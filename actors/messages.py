@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from actors.config import GeneratorConfig, LearnerConfig, PolicyConfig
 from actors.weights import Transport
+from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import Mean
 from trainers.algorithms.config import AlgorithmConfig
 from trainers.config import SamplingConfig, TrainConfig
@@ -60,6 +61,7 @@ class LearnerSpec:
     critic_optimizer_steps: int
     seed: int
     collective_timeout_s: float
+    adapter: AdapterFolder | None = None  # on policy.model, continued
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

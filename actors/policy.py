@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from actors.config import PolicyConfig
+from trainers.adapter_folder import AdapterFolder
 from trainers.logprobs import token_logprobs
 
 
@@ -34,8 +35,14 @@ def load_model(policy: PolicyConfig, *, quantised: bool = False) -> nn.Module:
     return model.train()
 
 
-def load_policy(policy: PolicyConfig, *, total_steps: int, gradient_checkpointing: bool = False) -> nn.Module:
-    """The model as it is trained: whole, or frozen below an adapter."""
+def load_policy(
+    policy: PolicyConfig,
+    *,
+    total_steps: int,
+    gradient_checkpointing: bool = False,
+    adapter: AdapterFolder | None = None,
+) -> nn.Module:
+    """The model as it is trained: whole, or frozen below an adapter: a fresh one, or `adapter`."""
     model: Any = load_model(policy, quantised=policy.train_type == "qlora")
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -45,8 +52,10 @@ def load_policy(policy: PolicyConfig, *, total_steps: int, gradient_checkpointin
         from actors.quantised import hide_quantised
 
         hide_quantised(model)
-    from actors.adapters import attach_adapter
+    from actors.adapters import attach_adapter, continue_adapter
 
+    if adapter is not None:
+        return continue_adapter(model, policy, adapter)
     return attach_adapter(model, policy, total_steps=total_steps)
 
 
@@ -60,9 +69,10 @@ def config_without_dropout(path: str) -> Any:
     return config
 
 
-def load_tokenizer(policy: PolicyConfig) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer, with the configured chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(policy.model, trust_remote_code=False)
+def load_tokenizer(policy: PolicyConfig, adapter: AdapterFolder | None = None) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer, with the configured chat template; where the adapter's folder has one, that."""
+    source = policy.model if adapter is None else adapter.tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if policy.chat_template is not None:
         tokenizer.chat_template = policy.chat_template
     return tokenizer

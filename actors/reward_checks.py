@@ -16,6 +16,7 @@ from typing import Any
 
 from actors.reward_config import FunctionReward, ModelReward, RewardConfig, reward_names
 from actors.reward_worker import signature_problem
+from trainers.adapter_folder import is_adapter, read_adapter
 from trainers.errors import Problem, UserError
 
 DEFAULT_LABELS = 2  # of a config.json that does not say
@@ -111,6 +112,8 @@ def _model_problem(name: str, base_dir: Path) -> str | None:
     folder = Path(model_name(name, base_dir))
     if not folder.is_dir():
         return _missing_model(name, base_dir)
+    if is_adapter(folder):
+        return _adapter_problem(folder)
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except FileNotFoundError:
@@ -120,6 +123,24 @@ def _model_problem(name: str, base_dir: Path) -> str | None:
     if not isinstance(config, dict):
         return f"{folder / 'config.json'} is no JSON object"
     return _checkpoint_problem(folder, config)
+
+
+def _adapter_problem(folder: Path) -> str | None:
+    try:
+        adapter = read_adapter(folder, where="rewards")
+    except UserError as error:
+        return error.problems[0].message
+    if adapter.config.get("task_type") != "SEQ_CLS" or not adapter.labels:
+        task = adapter.config.get("task_type")
+        return f"{folder} is an adapter for {task}; a reward model's is for SEQ_CLS and holds its head's weights"
+    if adapter.labels != 1:
+        return f"{folder} is an adapter of a classifier with {adapter.labels} labels; a reward model has exactly one"
+    base = Path(adapter.base)
+    if base.is_dir() and not (base / "config.json").is_file():
+        return f"the base of {folder} is no model: {base} has no config.json"
+    if base.is_dir() and not any(base.glob("*.safetensors")):
+        return f"{base}, the base of {folder}, has no *.safetensors; other formats can run code and are refused"
+    return None
 
 
 def _missing_model(name: str, base_dir: Path) -> str | None:

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from actors.reward_answers import Answer
 from actors.reward_config import ModelReward
+from trainers.adapter_folder import is_adapter, read_adapter, tokenizer_source
 from trainers.errors import Problem, UserError
 from trainers.types import Prompt
 
@@ -107,26 +108,40 @@ class RewardModel:
 
 
 def _load(config: ModelReward) -> tuple[Any, Any]:
-    """Tokenizer and model; nothing of the checkpoint is run as code, and no weight is made up."""
-    where, name = "rewards", config.model
+    """Tokenizer and model; nothing of the checkpoint is run as code, and no weight is made up.
+
+    An adapter is merged into its base, whose head it brings along.
+    """
+    where, name, dtype = "rewards", config.model, getattr(torch, config.dtype)
+    adapter = read_adapter(name, where=where) if is_adapter(name) else None
+    base, options = name, {}
+    if adapter is not None:
+        base, options = adapter.base, {"num_labels": adapter.labels}
     try:
-        labels = AutoConfig.from_pretrained(name, trust_remote_code=False).num_labels
+        labels = AutoConfig.from_pretrained(base, trust_remote_code=False, **options).num_labels
         if labels != 1:
             raise UserError([Problem(where, f"{name}: has {labels} labels; a reward model has exactly one")])
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name), trust_remote_code=False)
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            dtype=getattr(torch, config.dtype),
+            base,
+            dtype=dtype if adapter is None else torch.float32,
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError([Problem(where, f"{name}: cannot be loaded as a reward model: {error}")]) from error
-    if missing := sorted(info["missing_keys"]):
+    missing = set(info["missing_keys"])
+    if adapter is not None:
+        from actors.merging import merged  # importing PEFT takes a second, and most rewards are whole models
+
+        missing -= {tensor.removeprefix("base_model.model.") for tensor in adapter.tensors}
+        model = merged(model, adapter, where=where).to(dtype)
+    if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        listed = ", ".join(missing[:3]) + more
+        listed = ", ".join(sorted(missing)[:3]) + more
         raise UserError([Problem(where, f"{name}: the checkpoint lacks {listed}; it is no trained reward model")])
     return tokenizer, model

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.adalora import RankAllocation, orthogonality
-from actors.adapters import ADAPTER, FoldedAdapter, file_name, save_adapter
+from actors.adapters import ADAPTER, FoldedAdapter, as_begun, file_name, save_adapter
 from actors.deepspeed_engine import TrainingEngine
 from actors.messages import LearnerSpec, UpdateReport
 from actors.weights import WeightSource
@@ -103,7 +103,7 @@ class WholeModel:
 
 
 class Adapter(WholeModel):
-    """LoRA, on whole or on 4-bit weights: the adapter is trained, and switched off it is the reference."""
+    """LoRA, on whole or on 4-bit weights: the adapter is trained; without it, or as it began, it is the reference."""
 
     def __init__(self, engine: TrainingEngine, spec: LearnerSpec) -> None:
         super().__init__(engine)
@@ -115,9 +115,7 @@ class Adapter(WholeModel):
 
     def as_reference(self) -> AbstractContextManager[Any]:
         """See `Trainee`."""
-        module: Any = self.engine.module
-        off: AbstractContextManager[Any] = module.disable_adapter()
-        return off
+        return as_begun(self.engine.module)
 
     def write(self, directory: Path, weights: Mapping[str, Tensor]) -> None:
         """See `Trainee`."""

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, TextIteratorStreamer
 
+from trainers.adapter_folder import find_base, is_adapter, tokenizer_source
 from trainers.errors import Problem, UserError
 from trainers.types import Message
 
@@ -48,7 +48,7 @@ class ChatModel:
     def __init__(self, name: str) -> None:
         """Loads it; UserError where there is no such model or it is none that writes text."""
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name))
             self.model = _load(name).eval()
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
@@ -95,11 +95,11 @@ class ChatModel:
 
 
 def _load(name: str) -> Any:
-    if not (Path(name) / "adapter_config.json").is_file():
+    if not is_adapter(name):
         return AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-    from peft import AutoPeftModelForCausalLM  # a second or two to import, for adapters only
+    from peft import PeftModel  # a second or two to import, for adapters only
 
-    return AutoPeftModelForCausalLM.from_pretrained(name, dtype="auto")
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(find_base(name), dtype="auto"), name)
 
 
 def answer(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from actors.origin import find_origin
 from cluster.config import RunConfig, parse_config
 from cluster.files import free_bytes, write_atomic
 from cluster.plan_models import read_model
@@ -33,7 +34,8 @@ def export_merged(path: Path, target: Path) -> dict[str, Any]:
     run = RunDirectory.open(path.resolve())
     config = parse_config(run.config())
     _require_adapter(run, config)
-    base = str(run.base) if run.base.is_dir() else config.policy.model
+    policy = find_origin(config.policy).in_run(run.merged)
+    base = str(run.base) if run.base.is_dir() else policy.model
     _require_room(target, base, config)
     plain = run.model / _PLAIN
     adapter = plain if config.policy.train_type == "adalora" else run.model
@@ -42,7 +44,7 @@ def export_merged(path: Path, target: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from transformers import AutoTokenizer  # seconds to import, as is what follows
 
-    from actors.merging import merge_adapter
+    from actors.whole_model import merge_adapter
 
     partial = target.absolute().with_name(f".{target.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

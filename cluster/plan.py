@@ -17,13 +17,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from actors.origin import Origin, find_origin
 from actors.reward_checks import validate_rewards
 from actors.reward_config import FunctionReward, ModelReward
 from cluster.config import RunConfig, problems_as_json
 from cluster.config_checks import cross_checks
 from cluster.plan_memory import GIB, MemoryEstimate, generator_memory, learner_memory, max_model_len
 from cluster.plan_models import ModelInfo, critic_problems, read_model, target_problems, vocabulary_problems
-from trainers.algorithms.config import GKDConfig, PPOConfig
+from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig
 from trainers.errors import Problem, UserError
 
 SCORER_CPUS = 0.1  # what Ray sets aside for a replica of a reward; its threads are set apart
@@ -54,6 +55,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Findings:
+    origin: Origin | None
     model: ModelInfo | None
     prompts: int | None
     problems: list[Problem]
@@ -64,8 +66,9 @@ def make_plan(config: RunConfig, *, gpus: bool | None = None) -> Plan:
     found = _inspect(config)
     on_gpus = _machine_has_gpus() if gpus is None else gpus
     estimates: list[MemoryEstimate | None] = []
-    if found.model is not None:
-        estimates = [generator_memory(config, found.model, gpus=on_gpus), learner_memory(config, found.model)]
+    if found.model is not None and found.origin is not None:
+        settled = config.model_copy(update={"policy": found.origin.policy})
+        estimates = [generator_memory(settled, found.model, gpus=on_gpus), learner_memory(settled, found.model)]
     return Plan(
         config=config,
         arithmetic=tuple(batch_arithmetic(config, prompts=found.prompts)),
@@ -89,9 +92,10 @@ def _machine_has_gpus() -> bool:
 
 def _inspect(config: RunConfig) -> _Findings:
     problems = cross_checks(config) + validate_rewards(config.rewards, Path.cwd())
-    model = None
+    origin, model = None, None
     try:
-        model = read_model(config.policy.model, where="policy.model")
+        origin = find_origin(config.policy)
+        model = read_model(origin.policy.model, where="policy.model")
     except UserError as error:
         problems += error.problems
     if model is not None and model.context is not None and model.context < max_model_len(config):
@@ -102,13 +106,13 @@ def _inspect(config: RunConfig) -> _Findings:
                 f"{model.context}; lower one of them",
             )
         )
-    if model is not None:
-        problems += _companion_problems(config)
+    if origin is not None and model is not None:
+        problems += _companion_problems(config, origin)
     prompts, data_problems = _prompts(config, tokenize=model is not None)
-    return _Findings(model, prompts, problems + data_problems)
+    return _Findings(origin, model, prompts, problems + data_problems)
 
 
-def _companion_problems(config: RunConfig) -> list[Problem]:
+def _companion_problems(config: RunConfig, origin: Origin) -> list[Problem]:
     """What is wrong with the models beside the policy, and with where its adapter is to stand."""
     problems: list[Problem] = []
     algorithm, policy = config.algorithm, config.policy
@@ -118,21 +122,30 @@ def _companion_problems(config: RunConfig) -> list[Problem]:
             problems += vocabulary_problems(policy.model, algorithm.teacher.model)
         except UserError as error:
             problems += error.problems
-    if isinstance(algorithm, PPOConfig) and algorithm.critic.model is not None:
-        problems += critic_problems(algorithm.critic.model)
+    if isinstance(algorithm, PPOConfig):
+        problems += _critic_problems(algorithm.critic, origin)
     if policy.lora.target_modules != "all-linear":
-        for whose, name in _adapted_models(config):
+        for whose, name in _adapted_models(config, origin):
             problems += target_problems(name, policy.lora.target_modules, whose=whose)
     return problems
 
 
-def _adapted_models(config: RunConfig) -> Iterator[tuple[str, str]]:
+def _critic_problems(critic: CriticConfig, origin: Origin) -> list[Problem]:
+    if critic.model is not None:
+        return critic_problems(critic.model)
+    if origin.continued is None or critic.train_type != "qlora":
+        return []
+    message = "a copy of a policy that continues its adapter cannot be quantised; set lora, or policy.adapter: merge"
+    return [Problem("algorithm.critic.train_type", message)]
+
+
+def _adapted_models(config: RunConfig, origin: Origin) -> Iterator[tuple[str, str]]:
     """(what it is called, path) of each model that gets an adapter."""
     algorithm, policy = config.algorithm, config.policy
     if policy.train_type != "full":
-        yield "the model", policy.model
+        yield "the model", origin.policy.model
     if isinstance(algorithm, PPOConfig) and algorithm.critic.train_type != "full":
-        yield "the critic's model", algorithm.critic.model or policy.model
+        yield "the critic's model", algorithm.critic.model or origin.policy.model
 
 
 def _prompts(config: RunConfig, *, tokenize: bool) -> tuple[int | None, list[Problem]]:

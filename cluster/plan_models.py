@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainers.adapter_folder import is_adapter, tokenizer_source
 from trainers.errors import Problem, UserError
 
 
@@ -80,7 +81,7 @@ def _read_config(name: str, where: str) -> dict[str, Any]:
         file = _from_hub(name, where)
     elif not folder.is_dir():
         raise UserError([Problem(where, f"{name} is a file; give the folder of a model")])
-    elif (folder / "adapter_config.json").is_file() and not file.is_file():
+    elif is_adapter(folder):
         raise UserError([Problem(where, f"{name} is a PEFT adapter, not a whole model; merge it into its base first")])
     elif not file.is_file():
         raise UserError([Problem(where, f"{name} holds no config.json, so it is no Hugging Face model")])
@@ -138,6 +139,8 @@ def vocabulary_problems(policy: str, teacher: str) -> list[Problem]:
     """Whether policy and teacher mean the same by a token's number; embeddings padded to other sizes are no problem."""
     from transformers import AutoTokenizer
 
+    policy = tokenizer_source(policy)
+
     where = "algorithm.teacher.model"
     try:
         ours, theirs = (AutoTokenizer.from_pretrained(name).get_vocab() for name in (policy, teacher))
@@ -162,6 +165,8 @@ def critic_problems(name: str) -> list[Problem]:
     folder, where = Path(name), "algorithm.critic.model"
     if not folder.exists():
         return [Problem(where, f"no such folder: {name}")] if folder.is_absolute() else []
+    if is_adapter(folder):
+        return [Problem(where, f"{name} is a PEFT adapter, not a whole model; merge it into its base first")]
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         return [Problem(where, f"{name} holds no config.json with *.safetensors; give a policy or a reward model")]
     return []

@@ -19,6 +19,7 @@ from actors.generator import Generator
 from actors.groups import Deadlines, GeneratorGroup, LearnerGroup, OwnGPUs, SharedGPUs, WeightSynchronizer
 from actors.learner import Learner
 from actors.messages import EngineSpec, LearnerSpec
+from actors.origin import Origin, find_origin
 from actors.placement import generator_seats, layout, learner_seats, reserve
 from actors.protocols import Roles
 from actors.remote import ActorGroup, Seat, launch
@@ -57,6 +58,8 @@ async def open_roles(
     On a cluster of the run's own the reward service is left to end with it.
     """
     gpus = ray.cluster_resources().get("GPU", 0) > 0
+    origin = find_origin(config.policy)
+    config = config.model_copy(update={"policy": origin.in_run(run.merged)})
     plan = layout(config.placement, config.generators, config.learners, gpus=gpus, teacher=config.serves_teacher)
     group = await asyncio.to_thread(reserve, plan, deadline_s=min(config.timeouts.start_s, 120.0))
     transport = choose_transport(config, gpus=gpus)
@@ -71,13 +74,15 @@ async def open_roles(
             seats = generator_seats(plan, group, config.generators, run.logs, teacher=True)
             teacher = GeneratorGroup(launch_generators("teacher", teacher_engine(config), seats), deadlines)
             stack.callback(teacher.actors.kill)
-        learner_actors = launch_learners(config, learner_seats(plan, group, config.learners, run.logs))
+        learner_actors = launch_learners(config, origin, learner_seats(plan, group, config.learners, run.logs))
         stack.callback(learner_actors.kill)
         scorer = Scorer(config.rewards, base_dir=Path.cwd(), run_id=run.path.name)
         stack.push_async_callback(scorer.close, end_service=not own_cluster)
         generators = GeneratorGroup(generator_actors, deadlines)
         learners = LearnerGroup(learner_actors, config.train, deadlines)
         turns = SharedGPUs(learners, generators, deadlines) if gpus and config.placement == "colocated" else OwnGPUs()
+        if origin.merged is not None:
+            await learners.merge(origin.policy, origin.merged, config.policy.model)
         starting = _Starting(learners, [g for g in (generators, teacher) if g], scorer, deadlines)
         await starting.all(shared=isinstance(turns, SharedGPUs), base=base_of(run) if is_quantised(config) else None)
         if teacher is not None:  # its weights are those that it was loaded with
@@ -179,7 +184,7 @@ def launch_generators(role: str, spec: EngineSpec, seats: Sequence[Seat]) -> Act
     return ActorGroup(role, [launch(Generator, seat, spec) for seat in seats], [seat.log for seat in seats])
 
 
-def launch_learners(config: RunConfig, seats: Sequence[Seat]) -> ActorGroup:
+def launch_learners(config: RunConfig, origin: Origin, seats: Sequence[Seat]) -> ActorGroup:
     """The learners, not yet started."""
     train = config.train
     each = train.updates_per_step * train.epochs_per_step
@@ -194,6 +199,7 @@ def launch_learners(config: RunConfig, seats: Sequence[Seat]) -> ActorGroup:
         critic_optimizer_steps=train.steps * each,
         seed=config.seed,
         collective_timeout_s=config.timeouts.update_s,
+        adapter=origin.continued,
     )
     actors = [launch(Learner, seat, spec, rank=rank, world_size=len(seats)) for rank, seat in enumerate(seats)]
     return ActorGroup("learner", actors, [seat.log for seat in seats])

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 RunState: TypeAlias = Literal["queued", "running", "paused", "succeeded", "failed", "stopped"]
 
+MERGED: Final = "merged"  # folder of the policy's first weights, where it was an adapter that was merged
 _ENDED: Final = ("succeeded", "failed", "stopped")
 _PACKAGES: Final = (
     "rlhf-online",
@@ -143,6 +144,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.base = path / "base"  # QLoRA's, de-quantised
+        self.merged = path / MERGED
         self.tensorboard = path / "tensorboard"
         self.logs = path / "logs"
         self.rejected = path / "rejected.jsonl"

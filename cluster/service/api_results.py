@@ -21,6 +21,7 @@ from cluster.service.run_view import RunId
 from cluster.service.samples import Kind, find_samples, sample_tokens
 from cluster.service.samples import Query as SampleQuery
 from cluster.service.settings import PREFIX
+from trainers.adapter_folder import tokenizer_source
 
 _MOST_STEPS = 1 << 53
 
@@ -119,7 +120,7 @@ async def tokens(parts: Using, run_id: RunId, query: Annotated[TokensQuery, Quer
 def _tokens(parts: Parts, run_id: str, query: TokensQuery) -> dict[str, Any]:
     directory = parts.runs.directory(run_id)
     _, config = config_of(directory)
-    folders = [directory.model, *([Path(config.policy.model)] if config is not None else [])]
+    folders = [directory.model, *([Path(tokenizer_source(config.policy.model))] if config is not None else [])]
     tokenizer = next((file for folder in folders if (file := folder / "tokenizer.json").is_file()), None)
     return sample_tokens(
         directory.rollouts, kind=query.kind, step=query.step, sample_id=query.sample, tokenizer=tokenizer

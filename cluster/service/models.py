@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel
 
 from cluster.plan_models import ModelInfo, count_parameters
+from trainers.adapter_folder import read_adapter, tokenizer_source
 from trainers.errors import UserError
 
 Kind: TypeAlias = Literal["policy", "reward", "adapter", "other"]
@@ -124,15 +125,18 @@ def describe(folder: Path, name: str) -> FoundModel:
 
 def _adapter(model: FoundModel, folder: Path) -> FoundModel:
     config = _json(folder / "adapter_config.json")
-    base = config.get("base_model_name_or_path")
-    problem = None if _has_weights(folder) else "it holds no weights (*.safetensors)"
+    base, problem = config.get("base_model_name_or_path"), None
+    try:
+        base = read_adapter(folder, where=model.name).base
+    except UserError as error:
+        problem = error.problems[0].message
     return model.model_copy(
         update={
             "kind": "adapter",
             "architecture": str(config.get("peft_type") or "PEFT"),
             "parameters": count_parameters(folder, where=model.name),
             "base": base if isinstance(base, str) else None,
-            "chat_template": _chat_template(folder),
+            "chat_template": _chat_template(Path(tokenizer_source(str(folder)))),
             "usable": problem is None,
             "problem": problem,
         }

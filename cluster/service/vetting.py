@@ -15,7 +15,9 @@ from typing import Any
 import yaml
 
 from cluster.config import RunConfig
+from cluster.run_directory import MERGED
 from cluster.service.settings import Settings
+from trainers.adapter_folder import find_base, is_adapter
 from trainers.errors import Problem, UserError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
@@ -78,6 +80,19 @@ def _check_file(value: str, settings: Settings) -> str | None:
 
 
 def _check_model(value: str, settings: Settings) -> str | None:
+    """An adapter's folder names a base, which is loaded too, so that it has to lie where models may."""
+    problem = _check_place(value, settings)
+    if problem is not None or not is_adapter(value):
+        return problem
+    try:
+        base = find_base(value)
+    except ValueError as error:
+        return str(error)
+    problem = _bad_text(base) or _check_place(base, settings)
+    return None if problem is None else f"is an adapter whose base {problem}"
+
+
+def _check_place(value: str, settings: Settings) -> str | None:
     if not value.startswith("/"):
         if _HUB_ID.fullmatch(value) and not os.path.exists(value):
             return None
@@ -85,7 +100,7 @@ def _check_model(value: str, settings: Settings) -> str | None:
     if any(_inside(value, root) for root in settings.model_roots):
         return None
     real = Path(os.path.realpath(value))
-    if real.name == "model" and real.parent.parent == settings.root:
+    if real.name in ("model", MERGED) and real.parent.parent == settings.root:
         return None
     return "is not in a folder that models may come from; ask the operator to allow it (rlhf serve --models)"
 

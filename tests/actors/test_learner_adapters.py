@@ -1,9 +1,13 @@
-"""LoRA, QLoRA and AdaLoRA on real DeepSpeed ranks against a plain float64 loop over PEFT, two optimizer steps."""
+"""LoRA, QLoRA and AdaLoRA on real DeepSpeed ranks against a plain float64 loop over PEFT, two optimizer steps.
+
+Of a kind that begins with `continued` the policy was an adapter before, which is trained on and is the reference.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,10 +33,12 @@ from learning import (
     shuffled,
 )
 from safetensors.torch import load_file
+from tiny_adapters import make_adapter
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from actors.config import LoraConfig
 from actors.messages import LearnerSpec, StepReport, UpdateOrder
+from trainers.adapter_folder import read_adapter
 from trainers.types import AnnotatedSample, TrainSample
 
 pytestmark = [
@@ -45,10 +51,15 @@ RATE = 40 * LEARNING_RATE  # an adapter begins at nothing
 LORA = LoraConfig(r=4, alpha=8.0, init_r=5, target_r=2, tinit=0, tfinal=1)  # of 4 steps: ranks fall in each of two
 CUTS = [Cut(1, 1, 1000, 0), Cut(2, 2, 40, 2), Cut(3, 2, 24, 3)]
 CASES = [(kind, cut) for kind in ("lora", "qlora", "adalora") for cut in CUTS[1 if kind == "qlora" else 0 :]]
+CASES += [("continued lora", cut) for cut in CUTS] + [("continued qlora", CUTS[2])]
+SFT = "sft"  # folder of the adapter that is continued, in the policy's
 
 
-def spec(model: Path, train_type: str, cut: Cut) -> LearnerSpec:
-    return learner_spec(model, grpo(), cut, rate=RATE, train_type=train_type, lora=LORA)
+def spec(model: Path, kind: str, cut: Cut) -> LearnerSpec:
+    made = learner_spec(model, grpo(), cut, rate=RATE, train_type=kind.removeprefix("continued "), lora=LORA)
+    return (
+        replace(made, adapter=read_adapter(model / SFT, where="policy.model")) if kind.startswith("continued") else made
+    )
 
 
 @dataclass(frozen=True)
@@ -64,9 +75,9 @@ class Trained:
     exported: Path
 
 
-def plain_base(policy: Path, train_type: str) -> Any:
+def plain_base(policy: Path, kind: str) -> Any:
     """What the adapter stands on, in float64; for QLoRA the weights that transformers makes of its own 4-bit ones."""
-    if train_type != "qlora":
+    if not kind.endswith("qlora"):
         return tiny.load_plain(policy)
     quantised = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -78,18 +89,26 @@ def plain_base(policy: Path, train_type: str) -> Any:
     return model.dequantize().double()
 
 
+def plain_reference(policy: Path, kind: str) -> Any:
+    """The policy as the run began."""
+    base = plain_base(policy, kind)
+    return peft.PeftModel.from_pretrained(base, policy / SFT).double().eval() if kind.startswith("continued") else base
+
+
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_policy(tmp_path_factory.mktemp("policy"), tied=True)
+    path = tiny.make_policy(tmp_path_factory.mktemp("policy"), tied=True)
+    make_adapter(path, path / SFT)
+    return path
 
 
-def train(policy: Path, train_type: str, cut: Cut, out: Path) -> Trained:
-    base = plain_base(policy, train_type)
-    samples = make_samples(base, seed=1), on_policy(make_samples(base, seed=2))
+def train(policy: Path, kind: str, cut: Cut, out: Path) -> Trained:
+    begun = plain_reference(policy, kind)
+    samples = make_samples(begun, seed=1), on_policy(make_samples(begun, seed=2))
     needs = frozenset({"old_logprobs", "ref_logprobs"})
     probes = [s.sample for s in samples[0]]
     order = UpdateOrder(kl_coef=KL_COEF)
-    with tiny.learner_group(spec(policy, train_type, cut), out) as group:
+    with tiny.learner_group(spec(policy, kind, cut), out) as group:
         tiny.run(group.export(str(out / "initial")))
         before = tiny.run(group.annotate(probes, needs))
         reports = [tiny.run(group.update(shuffled(samples[0], cut), order, seed=(0,)))]
@@ -105,10 +124,11 @@ def trainings(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     return cache(lambda kind, cut: train(policy, kind, cut, tmp_path_factory.mktemp(f"{kind}-{cut}")))
 
 
-def plain_steps(policy: Path, train_type: str, trained: Trained) -> tuple[Any, list[float], list[float]]:
+def plain_steps(policy: Path, kind: str, trained: Trained) -> tuple[Any, list[float], list[float]]:
     """The same two steps by PEFT and torch alone, float64: model, losses, gradient norms."""
-    model: Any = peft.PeftModel.from_pretrained(plain_base(policy, train_type), trained.initial, is_trainable=True)
-    model.double()
+    initial = policy / SFT if kind.startswith("continued") else trained.initial
+    model: Any = peft.PeftModel.from_pretrained(plain_base(policy, kind), initial, is_trainable=True)
+    model.double().eval()
     parameters = {name: p for name, p in model.named_parameters() if "lora_" in name}  # ranknum is a constant
     for name, p in model.named_parameters():
         p.requires_grad_(name in parameters)
@@ -117,13 +137,13 @@ def plain_steps(policy: Path, train_type: str, trained: Trained) -> tuple[Any, l
     for number, (batch, factor) in enumerate(zip(trained.samples, FACTORS, strict=True), start=1):
         optimizer.param_groups[0]["lr"] = RATE * factor
         loss = grpo_terms(model, batch).mean()
-        if train_type == "adalora":
+        if kind == "adalora":
             loss = loss + 0.5 * penalty(parameters)  # PEFT's weight
         loss.backward()
         losses.append(float(loss.detach()))
         norms.append(float(torch.nn.utils.clip_grad_norm_(parameters.values(), MAX_GRAD_NORM)))
         optimizer.step()
-        if train_type == "adalora":
+        if kind == "adalora":
             model.base_model.update_and_allocate(number)
         optimizer.zero_grad()
     return model, losses, norms
@@ -148,7 +168,7 @@ def test_two_steps_are_those_of_the_plain_loop(
     for k, report in enumerate(trained.reports):
         assert report.loss == pytest.approx(losses[k], rel=1e-5, abs=1e-6)
         assert report.grad_norm == pytest.approx(norms[k], rel=1e-5)
-    reference = sequence_logprobs(plain_base(policy, kind), trained.samples[0])
+    reference = sequence_logprobs(plain_reference(policy, kind), trained.samples[0])
     for rows, now in ((trained.before, reference), (trained.after, sequence_logprobs(model, trained.samples[0]))):
         for row, logprobs, begun in zip(rows, now, reference, strict=True):
             np.testing.assert_allclose(row.old_logprobs, logprobs, rtol=0, atol=1e-4)
@@ -168,9 +188,13 @@ def test_what_is_exported_computes_the_same(
         model = peft.PeftModel.from_pretrained(plain_base(policy, kind), folder).double()
         for row, logprobs in zip(trained.after, sequence_logprobs(model, trained.samples[0]), strict=True):
             np.testing.assert_allclose(row.old_logprobs, logprobs, rtol=0, atol=1e-5)
+        assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(policy)
+    assert not (trained.exported / "reference").exists()
 
 
-@pytest.mark.parametrize(("kind", "cut"), [("lora", CUTS[2]), ("adalora", CUTS[1])], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "cut"), [("lora", CUTS[2]), ("adalora", CUTS[1]), ("continued lora", CUTS[2])], ids=str
+)
 def test_a_loaded_checkpoint_goes_on_bit_for_bit(
     kind: str, cut: Cut, policy: Path, trainings: Callable[[str, Cut], Trained], tmp_path: Path
 ) -> None:

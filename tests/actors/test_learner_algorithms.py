@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from learning import (
     sequence_logprobs,
     shuffled,
 )
+from tiny_adapters import make_adapter
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from actors.config import LoraConfig
@@ -35,6 +37,7 @@ from actors.groups import LearnerGroup
 from actors.learner import Learner
 from actors.messages import LearnerSpec, StepReport, UpdateOrder
 from actors.quantised import quantised_layers
+from trainers.adapter_folder import read_adapter
 from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig, PPOKLConfig, TeacherConfig
 from trainers.tiny_models import make_random_reward_model
 from trainers.types import AnnotatedSample, TopLogprobs, TrainSample
@@ -53,9 +56,15 @@ class Trained:
     after: list[AnnotatedSample]
 
 
-def train(model: Path, algorithm: Any, cut: Cut, samples: list[list[TrainSample]], out: Path) -> Trained:
+def train(
+    model: Path, algorithm: Any, cut: Cut, samples: list[list[TrainSample]], out: Path, adapter: Path | None = None
+) -> Trained:
     needs = frozenset({"old_logprobs", *(["values"] if algorithm.type == "ppo" else [])})
-    with tiny.learner_group(learner_spec(model, algorithm, cut), out) as group:
+    spec = learner_spec(model, algorithm, cut)
+    if adapter is not None:
+        spec = learner_spec(model, algorithm, cut, train_type="lora")
+        spec = replace(spec, adapter=read_adapter(adapter, where="policy.model"))
+    with tiny.learner_group(spec, out) as group:
         order = UpdateOrder(kl_coef=0.0)
         reports = [tiny.run(group.update(shuffled(batch, cut), order, seed=(0,))) for batch in samples]
         return Trained(reports, tiny.run(group.annotate([s.sample for s in samples[0]], needs)))  # type: ignore[arg-type]
@@ -294,6 +303,43 @@ def test_a_critic_with_an_adapter_goes_on_bit_for_bit(
     assert report == done.reports[1]
     assert again.keys() == done.weights[1].keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in done.weights[1].items())
+
+
+def test_ppos_critic_of_a_continued_policy_begins_as_a_copy_of_it(tmp_path: Path) -> None:
+    """Base and adapter in one, trained whole, below a head that says 0; the policy goes on with its adapter."""
+    policy = tiny.make_policy(tmp_path / "policy", tied=True)
+    sft = make_adapter(policy, tmp_path / "sft")
+    model = peft.PeftModel.from_pretrained(tiny.load_plain(policy), sft, is_trainable=True).double().eval()
+    copy = peft.PeftModel.from_pretrained(tiny.load_plain(policy), sft).double().merge_and_unload()
+    critic = SimpleNamespace(model=copy.model, score=torch.nn.Linear(64, 1, bias=False, dtype=torch.float64))
+    torch.nn.init.zeros_(critic.score.weight)
+    bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    judging = [*critic.model.requires_grad_(True).parameters(), critic.score.weight, bias]
+    samples = [judged(critic, make_samples(model, seed=1), seed=3), judged(critic, make_samples(model, seed=2), seed=4)]
+    config = PPOConfig(
+        type="ppo",
+        kl=PPOKLConfig(coef=0.0),
+        clip_low=CLIP,
+        clip_high=CLIP,
+        value_clip=VALUE_CLIP,
+        critic=CriticConfig(learning_rate=CRITIC_RATE),
+    )
+    trained = train(policy, config, CUTS[2], samples, tmp_path, adapter=sft)
+    chosen = (
+        optimizer([p for p in model.parameters() if p.requires_grad], LEARNING_RATE),
+        optimizer(judging, CRITIC_RATE),
+    )
+    for report, batch, factor in zip(trained.reports, samples, FACTORS, strict=True):
+        loss, value = ppo_loss(model, batch), critic_loss(critic, bias, batch)
+        assert report.loss == pytest.approx(float(loss.detach()), rel=1e-5, abs=1e-6)
+        assert report.metrics["value/loss"].value == pytest.approx(float(value.detach()), rel=1e-5)
+        assert report.grad_norm == pytest.approx(one_step(loss, chosen[0], LEARNING_RATE * factor), rel=1e-5)
+        one_step(value, chosen[1], CRITIC_RATE * factor)
+    assert_logprobs(trained.after, model, samples[0])
+    for row, sample in zip(trained.after, samples[0], strict=True):
+        with torch.no_grad():
+            expected = plain_values(critic, bias, sample.sample.tokens)
+        np.testing.assert_allclose(row.values, expected, rtol=0, atol=1e-4)
 
 
 # --- GKD --------------------------------------------------------------------------------------------------------------

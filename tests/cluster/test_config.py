@@ -129,7 +129,7 @@ def test_options_under_which_generator_and_trainer_differ_are_refused_with_the_r
         ({"data": {"prompts": ["a", 3]}}, "data.prompts", 'or list of strings, found the list ["a", 3]'),
         ({"data": {}}, "data.prompts", "required, but missing; expected string, or list of strings"),
         ({"policy": {"model": "m", "dtype": "fp16"}}, "policy.dtype", "expected one of float32, bfloat16, found"),
-        ({"policy": "m"}, "policy", "expected section (model, dtype, train_type, lora, chat_template), found the text"),
+        ({"policy": "m"}, "policy", "section (model, adapter, dtype, train_type, lora, chat_template), found the text"),
         ({"train": [1]}, "train", "expected section (steps, "),
         ({"sync": None}, "sync", "found nothing (null)"),
         ({"rewards": {"type": "model"}}, "rewards", "expected list of sections"),

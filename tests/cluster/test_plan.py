@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import peft
 import pytest
 import torch
 import yaml
@@ -389,3 +390,81 @@ def test_a_critics_adapter_too(make):
     assert problems(make(policy=policy, algorithm={"type": "ppo"})) == {}
     found = problems(make(policy=policy, algorithm={"type": "ppo", "critic": {"train_type": "qlora"}}))
     assert "no layer of the critic's model is called query" in found["policy.lora.target_modules"]
+
+
+# --- a policy that is an adapter
+
+
+@pytest.fixture
+def adapter(policy, tmp_path):
+    """LoRA of rank 3 as PEFT saves it."""
+    model = peft.get_peft_model(
+        Qwen3ForCausalLM.from_pretrained(policy), peft.LoraConfig(r=3, lora_alpha=5, task_type="CAUSAL_LM")
+    )
+    model.save_pretrained(tmp_path / "sft")
+    return tmp_path / "sft"
+
+
+def test_an_adapter_is_planned_as_what_it_stands_on(make, adapter, policy):
+    """Sizes, context, layers and template are the base's; a continued one has its own rank."""
+    plan = make_plan(make(policy={"model": str(adapter)}), gpus=False)
+    assert plan.problems == ()
+    assert plan.memory == make_plan(make(), gpus=False).memory
+    found = problems(make(policy={"model": str(adapter)}, data={"max_prompt_tokens": 113}))
+    assert "the model's context has 128" in found["data.max_prompt_tokens"]
+    lora = {"train_type": "lora", "lora": {"target_modules": ["query"]}}
+    assert "no layer" in problems(make(policy={"model": str(adapter), **lora}))["policy.lora.target_modules"]
+    config = make(policy={"model": str(adapter), "adapter": "continue", "train_type": "lora"})
+    (_, learner) = make_plan(config, gpus=False).memory
+    assert learner.device["gradients"] == 4 * 23 * HIDDEN * 3 * LAYERS
+    teacher = {"type": "gkd", "teacher": {"model": str(policy)}}
+    assert problems(make(policy={"model": str(adapter)}, algorithm=teacher)) == {}
+
+
+def test_the_adapters_own_template_renders_the_prompts(make, adapter):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no prompt is good enough') }}"
+    tokenizer.save_pretrained(adapter)
+    ((where, message),) = problems(make(prompts=['{"prompt": "1+2="}'], policy={"model": str(adapter)})).items()
+    assert where.endswith("prompts.jsonl:1")
+    assert "no prompt is good enough" in message
+
+
+def test_an_adapter_must_be_usable_as_wished(make, adapter, tmp_path):
+    for train_type in ("full", "adalora"):
+        config = make(policy={"model": str(adapter), "adapter": "continue", "train_type": train_type})
+        assert "set merge, or lora" in problems(config)["policy.adapter"]
+    file = adapter / "adapter_config.json"
+    base = tmp_path / "base"
+    base.mkdir()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "../base"}))
+    assert f"{base} holds no config.json" in problems(make(policy={"model": str(adapter)}))["policy.model"]
+    base.rmdir()
+    assert "is not here: ../base" in problems(make(policy={"model": str(adapter)}))["policy.model"]
+
+
+def test_critic_and_teacher_are_whole_models(make, adapter):
+    for algorithm, where in (
+        ({"type": "ppo", "critic": {"model": str(adapter)}}, "algorithm.critic.model"),
+        ({"type": "gkd", "teacher": {"model": str(adapter)}}, "algorithm.teacher.model"),
+    ):
+        assert "is a PEFT adapter, not a whole model; merge it" in problems(make(algorithm=algorithm))[where]
+    config = make(
+        policy={"model": str(adapter), "adapter": "continue", "train_type": "lora"},
+        algorithm={"type": "ppo", "critic": {"train_type": "qlora"}},
+    )
+    assert "cannot be quantised" in problems(config)["algorithm.critic.train_type"]
+
+
+def test_the_command_refuses_an_adapter_without_its_base(make, adapter, tmp_path):
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/nowhere/base"}))
+    config = make(policy={"model": str(adapter)})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = "from cluster.cli import main; main()"
+    for verb in ("plan", "train"):
+        done = subprocess.run(
+            [sys.executable, "-c", command, verb, tmp_path / "run.yaml"], capture_output=True, text=True
+        )
+        assert done.returncode == 2, done.stdout
+        assert "policy.model: the base of" in done.stdout.replace("\n", " ") + done.stderr

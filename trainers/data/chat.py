@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, Self
 import jinja2
 import numpy as np
 
+from trainers.adapter_folder import tokenizer_source
 from trainers.data.findings import SHOWN, Finding, Findings, plural, printable
 from trainers.data.reader import PromptSet
 from trainers.errors import Problem, UserError
@@ -36,11 +37,11 @@ class ChatEncoder:
 
     @classmethod
     def load(cls, model: str, *, chat_template: str | None = None) -> Self:
-        """The encoder of a model directory or hub id. Raises UserError where there is no tokenizer."""
+        """The encoder of a model's or adapter's folder or a hub id. Raises UserError where there is no tokenizer."""
         from transformers import AutoTokenizer  # seconds to import, and only needed here
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(model)
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(model))
         except (OSError, ValueError, KeyError, ImportError) as e:
             reason = printable((str(e).strip() or type(e).__name__).splitlines()[0][:300])
             message = f"no tokenizer can be loaded: {reason}; give a folder that holds one, or a model's hub id"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from served import TREE
 
 from cluster.config import parse_config
 from cluster.service.settings import Settings
-from cluster.service.vetting import owned, redacted, short_yaml, vet
+from cluster.service.vetting import model_problem, owned, redacted, short_yaml, vet
 from trainers.errors import UserError
 
 
@@ -29,7 +30,13 @@ def test_what_is_allowed(settings: Settings) -> None:
         "s3://bucket/prompts/a.jsonl",
     ):
         assert problems(settings, data={"prompts": prompts}) == [], prompts
-    for model in ("gpt2", "Qwen/Qwen3-0.6B", f"{models}/x", f"{settings.root}/20260101-run/model"):
+    for model in (
+        "gpt2",
+        "Qwen/Qwen3-0.6B",
+        f"{models}/x",
+        f"{models}/{'x' * 300}",
+        f"{settings.root}/20260101-run/model",
+    ):
         assert problems(settings, policy={"model": model}) == [], model
     assert problems(settings, rewards=[{"type": "function", "path": f"{rewards}/r.py:score"}]) == []
 
@@ -86,6 +93,37 @@ def test_models_from_elsewhere(settings: Settings, model: str) -> None:
     value = model.replace("{models}", str(settings.model_roots[0])).replace("{root}", str(settings.root))
     assert problems(settings, policy={"model": value}) == ["policy.model"]
     assert problems(settings, rewards=[{"type": "model", "model": value}]) == ["rewards.0.model"]
+
+
+@pytest.mark.parametrize(
+    ("base", "allowed"),
+    [
+        ("{models}/base", True),
+        ("../base", True),
+        ("org/base", True),
+        ("{root}/20260101-run/merged", True),
+        ("/etc", False),
+        ("../../rewards", False),
+        ("{models}/link", False),
+        ("{models}/../rewards", False),
+        ("{root}/20260101-run/logs", False),
+        ("/nowhere", False),
+        ("org/base\n", False),
+        (7, False),
+    ],
+)
+def test_the_base_of_an_adapter_must_be_allowed_too(base: Any, allowed: bool, settings: Settings) -> None:
+    models = settings.model_roots[0]
+    for folder in (models / "sft", models / "base", *(settings.root / "20260101-run" / n for n in ("merged", "logs"))):
+        folder.mkdir(parents=True)
+    (models / "link").symlink_to("/etc")
+    if isinstance(base, str):
+        base = base.replace("{models}", str(models)).replace("{root}", str(settings.root))
+    (models / "sft" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    reward = [{"type": "model", "model": str(models / "sft")}]
+    assert problems(settings, policy={"model": str(models / "sft")}) == ([] if allowed else ["policy.model"])
+    assert problems(settings, rewards=reward) == ([] if allowed else ["rewards.0.model"])
+    assert (model_problem(str(models / "sft"), settings) is None) == allowed
 
 
 def test_a_folder_here_is_no_hub_id(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

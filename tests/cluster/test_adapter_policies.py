@@ -1,0 +1,143 @@
+"""Whole runs of a policy that is a PEFT adapter: trained on as it is, or merged into its base first."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from trainers.tiny_models import make_random_policy
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+RLHF = str(Path(sys.executable).with_name("rlhf"))
+STEPS = 3
+GRPO: dict[str, Any] = {"type": "grpo", "kl": {"coef": 0.02}}
+
+REWARDS = """
+def ascii(*, prompt, completion, **columns):
+    return sum(c.isascii() for c in completion) / max(1, len(completion))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cells")
+    make_random_policy(path / "policy")
+    (path / "rewards.py").write_text(REWARDS)
+    lines = [json.dumps({"prompt": f"{i}+{i}=", "response": str(2 * i)}) for i in range(10, 22)]
+    (path / "sft.jsonl").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def run(folder: Path, name: str, **changes: Any) -> Path:
+    tree = {
+        "name": name,
+        "root": str(folder / "runs"),
+        "policy": {"model": "policy", "dtype": "float32"},
+        "data": {
+            "prompts": "sft.jsonl",
+            "eval_prompts": "sft.jsonl",
+            "max_prompt_tokens": 64,
+            "strip_responses": True,
+        },
+        "rewards": [{"type": "function", "path": "rewards.py:ascii"}],
+        "sampling": {"n": 4, "max_tokens": 8},
+        "train": {"steps": STEPS, "prompts_per_step": 4, "learning_rate": 0.01},
+        "learners": {"zero_stage": 3},
+        "checkpoint": {"every": 2},
+        "eval": {"every": 0, "n": 2},
+    } | changes
+    config = folder / f"{name}.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    done = subprocess.run([RLHF, "train", str(config)], capture_output=True, text=True, timeout=500, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = (folder / "runs").glob(f"*-{name}-*")
+    return found
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["step"] > 0]
+
+
+def assert_proved(lines: list[dict[str, float]]) -> None:
+    assert len(lines) == STEPS
+    for line in lines:
+        assert line["weights/canary_gap"] < 1e-4
+        assert line.get("rollout/logprob_gap_max", 0.0) < 1e-4
+
+
+def recorded_gap(model: Any, run: Path, *, rollouts: str = f"eval-{STEPS:06d}") -> float:
+    """Largest difference of a model's log-probabilities from those that the generator wrote (with the last weights)."""
+    rows = pq.read_table(run / "rollouts" / f"{rollouts}.parquet").to_pylist()
+    worst = 0.0
+    for row in rows[:6]:
+        ids = torch.tensor([row["prompt_tokens"] + row["tokens"]])
+        with torch.no_grad():
+            logprobs = model(ids).logits.double().log_softmax(-1)[0, len(row["prompt_tokens"]) - 1 : -1]
+        chosen = logprobs.gather(1, ids[0, len(row["prompt_tokens"]) :, None])[:, 0]
+        worst = max(worst, float((chosen - torch.tensor(row["logprobs"])).abs().max()))
+    return worst
+
+
+def adapter_bytes(file: Path) -> int:
+    with safe_open(file, "pt") as tensors:
+        return sum(tensors.get_tensor(name).nbytes for name in tensors.keys())  # noqa: SIM118
+
+
+@pytest.fixture(scope="module")
+def sft(folder: Path) -> Path:
+    """An adapter that somebody trained on the policy; its name and folder are relative to the configs'."""
+    base = AutoModelForCausalLM.from_pretrained(folder / "policy")
+    config = peft.LoraConfig(r=3, lora_alpha=5, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(base, config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    model.save_pretrained(folder / "sft")
+    return folder / "sft"
+
+
+def on(base: Path, adapter: Path) -> Any:
+    return peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+
+
+def test_an_adapter_is_trained_on(folder: Path, sft: Path) -> None:
+    """It writes from the first step on, is its own reference, and comes out as an adapter on the same base."""
+    policy = {"model": "sft", "adapter": "continue", "dtype": "float32", "train_type": "lora"}
+    written = run(folder, "continued", policy=policy, algorithm=GRPO)
+    lines = metrics(written)
+    assert_proved(lines)
+    assert {line["weights/sync_bytes"] for line in lines} == {adapter_bytes(sft / "adapter_model.safetensors")}
+    assert recorded_gap(on(folder / "policy", sft), written, rollouts="step-000001") < 1e-4
+    assert lines[0]["kl/mean"] == pytest.approx(0.0, abs=1e-6)
+    assert lines[-1]["kl/mean"] > 1e-5
+    assert recorded_gap(on(folder / "policy", written / "model"), written) < 1e-4
+    assert json.loads((written / "model" / "adapter_config.json").read_text())["r"] == 3
+
+
+def test_an_adapter_is_merged_once_and_a_resumed_run_finds_it(folder: Path, sft: Path) -> None:
+    policy = {"model": "sft", "dtype": "float32", "train_type": "lora"}
+    train = {"steps": 1, "prompts_per_step": 4, "learning_rate": 0.01}
+    begun = run(folder, "merged", policy=policy, algorithm=GRPO, train=train)
+    files = {file.name: file.stat().st_mtime_ns for file in (begun / "merged").iterdir()}
+    assert run(folder, "merged", policy=policy, algorithm=GRPO, train={**train, "steps": STEPS}) == begun
+    assert {file.name: file.stat().st_mtime_ns for file in (begun / "merged").iterdir()} == files
+    lines = metrics(begun)
+    assert_proved(lines)
+    assert recorded_gap(on(folder / "policy", sft), begun, rollouts="step-000001") < 1e-4
+    assert lines[0]["kl/mean"] == pytest.approx(0.0, abs=1e-6)
+    assert recorded_gap(on(begun / "merged", begun / "model"), begun) < 1e-4
+    base = json.loads((begun / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str(begun / "merged")

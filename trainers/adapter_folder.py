@@ -1,0 +1,191 @@
+"""What a PEFT adapter's folder says of it before anything is loaded: its kind, its rank, the model it stands on.
+
+It reads `adapter_config.json` and the header of the weights' file; it imports neither torch nor PEFT, so that the plan
+and the service may ask. Nothing of the folder is run: weights that are a pickle are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainers.errors import Problem, UserError
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+MERGEABLE = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3")  # what PEFT adds to the weights; prompts cannot be added
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+_LONGEST_CONFIG = 1 << 20
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HEAD = re.compile(r"base_model\.model\.(score|classifier)\.weight")
+_PAIR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_[AB]\.weight")
+# Options of LoRA with which a layer computes something else than W·x + alpha / r · B·A·x.
+_OTHER_SUMS = (
+    "alora_invocation_tokens", "alpha_pattern", "arrow_config", "fan_in_fan_out", "kasa_config", "layer_replication",
+    "lora_bias", "modules_to_save", "monteclora_config", "rank_pattern", "target_parameters",
+    "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "use_rslora", "velora_config",
+)  # fmt: skip
+_OTHER_BASES = ("corda", "loftq", "lora_ga", "olora", "pissa")  # initial values that change the base's weights too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFolder:
+    """An adapter of a kind that can be merged into its base, with whole weights."""
+
+    path: Path
+    config: Mapping[str, Any]
+    base: str  # an absolute folder, or a hub id
+    tensors: Mapping[str, Sequence[int]]  # names in the file → shapes
+
+    @property
+    def tokenizer(self) -> str:
+        """Where tokenizer and chat template are: in its own folder, or the base's."""
+        return str(self.path) if _has_tokenizer(self.path) else self.base
+
+    @property
+    def kind(self) -> str:
+        """PEFT's name of it."""
+        return str(self.config["peft_type"])
+
+    @property
+    def rank(self) -> int:
+        """LoRA's r."""
+        return int(self.config["r"])
+
+    @property
+    def alpha(self) -> float:
+        """LoRA's alpha."""
+        return float(self.config["lora_alpha"])
+
+    @property
+    def labels(self) -> int:
+        """Outputs of the head that a classifier's adapter brings along; 0 where there is none."""
+        return next((int(shape[0]) for name, shape in self.tensors.items() if _HEAD.fullmatch(name)), 0)
+
+    def rows(self, layer: str) -> int | None:
+        """Of the layer's whole matrix where the adapter brings one along; None: it is the base's."""
+        shapes = (self.tensors.get(f"base_model.model.{layer}{end}") for end in (".weight", ".base_layer.weight"))
+        return next((int(shape[0]) for shape in shapes if shape is not None), None)
+
+
+def is_adapter(name: str | Path) -> bool:
+    """Whether a model's name is the folder of an adapter, without the whole model."""
+    return os.path.isfile(Path(name) / CONFIG) and not os.path.isfile(Path(name) / "config.json")
+
+
+def find_base(folder: str | Path) -> str:
+    """The model that an adapter stands on: an absolute folder, or a hub id. ValueError with what is wrong.
+
+    A relative `base_model_name_or_path` counts from the adapter's folder, then from the working directory.
+    """
+    return _find_base(Path(folder), _read_config(Path(folder)))
+
+
+def tokenizer_source(name: str) -> str:
+    """Where a model's tokenizer and chat template are: for an adapter its own folder, else its base's."""
+    if not is_adapter(name) or _has_tokenizer(Path(name)):
+        return name
+    try:
+        return find_base(name)
+    except ValueError:
+        return name  # the error is found, and named, where the model is read
+
+
+def read_adapter(name: str | Path, *, where: str) -> AdapterFolder:
+    """The adapter in a folder. UserError with `where` for one that cannot be merged into anything."""
+    folder = Path(name)
+    try:
+        config = _read_config(folder)
+        kind = config.get("peft_type")
+        if kind not in MERGEABLE:
+            raise ValueError(f"{name} is an adapter of kind {kind}; give one of {', '.join(MERGEABLE)}")
+        return AdapterFolder(path=folder, config=config, base=_find_base(folder, config), tensors=_tensors(folder))
+    except ValueError as error:
+        raise UserError([Problem(where, str(error))]) from error
+
+
+def continue_problems(adapter: AdapterFolder, *, largest_rank: int) -> list[str]:
+    """Why this adapter cannot be trained on as it is: it must be plain LoRA, which the generators serve."""
+    return [f"{adapter.path}: {reason}; set policy.adapter: merge" for reason in _not_plain(adapter, largest_rank)][:1]
+
+
+def _not_plain(adapter: AdapterFolder, largest_rank: int) -> Iterator[str]:
+    config = adapter.config
+    if adapter.kind != "LORA":
+        yield f"only LoRA can be continued, and this is {adapter.kind}"
+        return
+    yield from (f"{option} cannot be continued" for option in _OTHER_SUMS if config.get(option))
+    if config.get("bias", "none") != "none":
+        yield f"its biases are trained too (bias: {config['bias']}), which cannot be continued"
+    if str(config.get("init_lora_weights")).startswith(_OTHER_BASES):
+        yield f"init_lora_weights: {config['init_lora_weights']} changes the base too, which cannot be continued"
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
+        yield f"{CONFIG} has no rank (r: {rank}) and scale (lora_alpha: {alpha})"
+        return
+    if rank > largest_rank:
+        yield f"its rank {rank} is more than the {largest_rank} that the generators serve"
+    for tensor, shape in adapter.tensors.items():
+        pair = _PAIR.fullmatch(tensor)
+        if pair is None or pair["layer"].rpartition(".")[2] in ("lm_head", "embed_tokens"):
+            yield f"it holds {tensor}, and only adapters of linear layers can be continued"
+        elif rank not in shape:
+            yield f"{tensor} has shape {list(shape)}, and {CONFIG} says rank {rank}"
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(os.path.isfile(folder / file) for file in _TOKENIZER)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG
+    try:
+        if file.stat().st_size > _LONGEST_CONFIG:
+            raise ValueError(f"{file} is larger than any adapter's")
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds no JSON object")
+    return config
+
+
+def _find_base(folder: Path, config: Mapping[str, Any]) -> str:
+    file, named = folder / CONFIG, config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise ValueError(f"{file} names no base (base_model_name_or_path); write the base model's path there")
+    for start in (folder, Path.cwd()):
+        if os.path.isdir(start / named):
+            base = os.path.abspath(start / named)
+            if is_adapter(base):
+                raise ValueError(f"the base of {folder} is an adapter itself: {base}; merge it first")
+            return base
+    if _HUB_ID.fullmatch(named) is None:
+        raise ValueError(
+            f"the base of {folder} is not here: {named} (base_model_name_or_path in {CONFIG}); write its present "
+            "path there"
+        )
+    if config.get("revision"):
+        raise ValueError(f"the base of {folder} is revision {config['revision']} of {named}; name a folder with it")
+    return named
+
+
+def _tensors(folder: Path) -> dict[str, Sequence[int]]:
+    from safetensors import SafetensorError, safe_open
+
+    file = folder / WEIGHTS
+    if not file.is_file():
+        pickle = f"{PICKLE} is a pickle, which can run code; save it with save_pretrained of a present PEFT"
+        raise ValueError(f"{folder} holds no {WEIGHTS}" + (f" ({pickle})" if (folder / PICKLE).is_file() else ""))
+    try:
+        with safe_open(file, framework="np") as tensors:
+            found = {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is no whole safetensors file: {error}") from error
+    if not found:
+        raise ValueError(f"{file} holds no tensors")
+    return found
