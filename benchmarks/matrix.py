@@ -27,9 +27,9 @@ PARTS: Final = ("generate", "reward", "annotate", "train")
 # What the train types need: an adapter's learning rate is ten times that of all weights (its B begins at 0).
 _TRAIN_TYPES: Final[Mapping[str, tuple[str, ...]]] = {
     "full": ("train.learning_rate=5e-4",),
-    "lora": ("policy.lora.r=8", "train.learning_rate=5e-3"),
-    "qlora": ("policy.lora.r=8", "train.learning_rate=5e-3"),
-    "adalora": ("policy.lora.init_r=8", "policy.lora.target_r=4", "train.learning_rate=5e-3"),
+    "lora": ("policy.lora.r=8", "train.learning_rate=3e-3"),
+    "qlora": ("policy.lora.r=8", "train.learning_rate=3e-3"),
+    "adalora": ("policy.lora.init_r=8", "policy.lora.target_r=4", "train.learning_rate=3e-3"),
 }
 # (ZeRO stage, ranks): every train type with both stages and with two ranks.
 _CUTS: Final[Mapping[str, tuple[int, int]]] = {
@@ -45,6 +45,13 @@ _CUTS: Final[Mapping[str, tuple[int, int]]] = {
     "gkd-lora": (3, 2),
     "gkd-qlora": (3, 1),
     "gkd-adalora": (2, 1),
+}
+# Ways that an algorithm has beside those in its example: each is in one cell.
+_WAYS: Final[Mapping[str, tuple[str, ...]]] = {
+    "ppo-lora": ("algorithm.critic.train_type=lora",),
+    "ppo-qlora": ("algorithm.critic.train_type=qlora",),
+    "gkd-lora": ("algorithm.lmbda=0",),  # the teacher writes everything
+    "gkd-qlora": ("algorithm.teacher.served=true", "algorithm.top_k=24"),
 }
 CELLS: Final = tuple(_CUTS)
 
@@ -77,6 +84,7 @@ def overrides(name: str, *, steps: int) -> list[str]:
         f"name={name}",
         f"policy.train_type={train_type}",
         *_TRAIN_TYPES[train_type],
+        *_WAYS.get(name, ()),
         f"train.steps={steps}",
         "train.warmup_steps=2",
         f"learners.zero_stage={stage}",

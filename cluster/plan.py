@@ -23,7 +23,14 @@ from actors.reward_config import FunctionReward, ModelReward
 from cluster.config import RunConfig, problems_as_json
 from cluster.config_checks import cross_checks
 from cluster.plan_memory import GIB, MemoryEstimate, generator_memory, learner_memory, max_model_len
-from cluster.plan_models import ModelInfo, critic_problems, read_model, target_problems, vocabulary_problems
+from cluster.plan_models import (
+    ModelInfo,
+    critic_problems,
+    quantisation_problems,
+    read_model,
+    target_problems,
+    vocabulary_problems,
+)
 from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig
 from trainers.errors import Problem, UserError
 
@@ -124,6 +131,10 @@ def _companion_problems(config: RunConfig, origin: Origin) -> list[Problem]:
             problems += error.problems
     if isinstance(algorithm, PPOConfig):
         problems += _critic_problems(algorithm.critic, origin)
+    if policy.train_type == "qlora":
+        problems += quantisation_problems("policy.train_type")
+    elif isinstance(algorithm, PPOConfig) and algorithm.critic.train_type == "qlora":
+        problems += quantisation_problems("algorithm.critic.train_type")
     if policy.lora.target_modules != "all-linear":
         for whose, name in _adapted_models(config, origin):
             problems += target_problems(name, policy.lora.target_modules, whose=whose)

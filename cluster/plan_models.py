@@ -160,6 +160,22 @@ def vocabulary_problems(policy: str, teacher: str) -> list[Problem]:
     ]
 
 
+def quantisation_problems(where: str) -> list[Problem]:
+    """Whether bitsandbytes can hold 4-bit weights on a machine like this one; `where` asks for them."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        from bitsandbytes import supported_torch_devices
+    except (ImportError, OSError, RuntimeError) as error:  # it loads compiled code
+        reason = str(error).partition("\n")[0]
+        return [Problem(where, f"qlora needs bitsandbytes, which cannot be loaded here ({reason}); set lora")]
+    if device in supported_torch_devices:
+        return []
+    known = ", ".join(sorted(supported_torch_devices))
+    return [Problem(where, f"bitsandbytes has 4-bit weights on {known}, not on this machine's {device}; set lora")]
+
+
 def critic_problems(name: str) -> list[Problem]:
     """Whether a critic can be made of the model in a folder; a hub id is left to the run."""
     folder, where = Path(name), "algorithm.critic.model"

@@ -32,6 +32,8 @@ class FoundModel(BaseModel):
     name: str
     path: str
     kind: Kind
+    role: Literal["policy", "reward"] | None = None
+    """What it can be in a run; an adapter is either, by the task that it was trained for."""
     architecture: str | None = None
     parameters: int | None = None
     bytes: int = 0
@@ -133,6 +135,7 @@ def _adapter(model: FoundModel, folder: Path) -> FoundModel:
     return model.model_copy(
         update={
             "kind": "adapter",
+            "role": "reward" if config.get("task_type") == "SEQ_CLS" else "policy",
             "architecture": str(config.get("peft_type") or "PEFT"),
             "parameters": count_parameters(folder, where=model.name),
             "base": base if isinstance(base, str) else None,
@@ -154,6 +157,7 @@ def _whole(model: FoundModel, folder: Path, config: dict[str, Any]) -> FoundMode
     return model.model_copy(
         update={
             "kind": kind,
+            "role": None if kind == "other" else kind,
             "architecture": architecture,
             "parameters": count_parameters(folder, where=model.name),
             "dtype": dtype if isinstance(dtype, str) else None,

@@ -392,6 +392,23 @@ def test_a_critics_adapter_too(make):
     assert "no layer of the critic's model is called query" in found["policy.lora.target_modules"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"policy": {"train_type": "qlora"}}, "policy.train_type"),
+        ({"algorithm": {"type": "ppo", "critic": {"train_type": "qlora"}}}, "algorithm.critic.train_type"),
+    ],
+)
+def test_qlora_needs_bitsandbytes_for_the_device(make, monkeypatch, changes, where):
+    import bitsandbytes
+
+    assert problems(make(**changes)) == {}
+    monkeypatch.setattr(bitsandbytes, "supported_torch_devices", {"hpu"})
+    assert "has 4-bit weights on hpu, not on this machine's" in problems(make(**changes))[where]
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert "cannot be loaded here" in problems(make(**changes))[where]
+
+
 # --- a policy that is an adapter
 
 

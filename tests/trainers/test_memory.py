@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,3 +88,41 @@ def test_divergences(leading, beta):
         generalized_jsd(student, teacher, beta=beta, temperature=0.9).sum().backward()
         topk_jsd(student, teacher_logprobs, ids, beta=beta, temperature=0.9).sum().backward()
     assert is_bounded(seen)
+
+
+PEAK = """
+import sys, torch
+from pathlib import Path
+from trainers.logprobs import token_logprobs
+from trainers.losses import generalized_jsd
+
+def status(key):
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith(key + ":")) / 1024
+
+def some(seed):
+    return torch.empty(4096, 32768, dtype=torch.bfloat16).normal_(generator=torch.Generator().manual_seed(seed))
+
+def work(student, teacher):
+    if sys.argv[1] == "jsd":
+        generalized_jsd(student, teacher, beta=0.5).sum().backward()
+    else:
+        token_logprobs(student, torch.arange(len(student)), entropy=True)[0].sum().backward()
+
+student, teacher = some(0), some(1)
+work(student[:8].clone().requires_grad_(), teacher[:8])  # what is loaded with the first use
+student.requires_grad_()
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before = status("VmRSS")
+work(student, teacher)
+print(status("VmHWM") - before - 256)  # MiB, beside the gradient's
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's own count of the peak")
+@pytest.mark.parametrize("what", ["jsd", "logprobs"])
+def test_at_32k_vocabulary_and_4k_tokens_the_process_needs_less_than_one_such_tensor_more(what: str) -> None:
+    """Logits and their gradient are 256 MiB each in bfloat16; a [T, V] of float32 is 512 MiB."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", PEAK, what], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 400

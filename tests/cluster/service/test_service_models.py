@@ -52,6 +52,7 @@ def test_kinds_and_sizes(client: TestClient, settings: Settings) -> None:
     assert (policy["chat_template"], policy["dtype"], policy["usable"]) == (True, "float32", True)
     assert found["team/reward"]["kind"] == "reward"
     assert (found["adapter"]["kind"], found["adapter"]["base"]) == ("adapter", "/models/policy")
+    assert [found[name]["role"] for name in ("policy", "team/reward", "adapter")] == ["policy", "reward", "policy"]
     assert "is not here: /models/policy" in found["adapter"]["problem"]
     assert (found["org/name"]["usable"], found["org/name"]["problem"]) == (False, "it holds no tokenizer")
     assert [one["name"] for one in client.get("/api/v1/models?kind=reward").json()["models"]] == [
@@ -68,6 +69,10 @@ def test_an_adapter_is_shown_with_its_base_and_its_template(tmp_path: Path) -> N
     save_file({"lora": np.zeros((2, 2), np.float32)}, adapter / "adapter_model.safetensors")
     found = describe(adapter, "sft")
     assert (found.usable, found.base, found.chat_template, found.parameters) == (True, str(base), True, 4)
+    assert found.role == "policy"
+    judge = {"peft_type": "LORA", "base_model_name_or_path": "../base", "task_type": "SEQ_CLS"}
+    (adapter / "adapter_config.json").write_text(json.dumps(judge))
+    assert describe(adapter, "judge").role == "reward"
 
 
 def test_a_runs_model_is_found_by_its_run(client: TestClient, make_run: Callable[..., RunDirectory]) -> None:

@@ -23,17 +23,31 @@ from trainers.errors import UserError
 RECORDED = Path(__file__).parents[1] / "doctor_runs"
 API = "/api/v1"
 MODELS: list[dict[str, Any]] = [
-    {"name": "qwen3-0.6b-sft", "kind": "policy", "architecture": "Qwen3ForCausalLM", "parameters": 596049920},
-    {"name": "llama-3.2-1b-instruct", "kind": "policy", "architecture": "LlamaForCausalLM", "parameters": 1235814400},
+    {
+        "name": "qwen3-0.6b-sft",
+        "kind": "policy",
+        "role": "policy",
+        "architecture": "Qwen3ForCausalLM",
+        "parameters": 596049920,
+    },
+    {
+        "name": "llama-3.2-1b-instruct",
+        "kind": "policy",
+        "role": "policy",
+        "architecture": "LlamaForCausalLM",
+        "parameters": 1235814400,
+    },
     {
         "name": "preference-rm",
         "kind": "reward",
+        "role": "reward",
         "architecture": "Qwen3ForSequenceClassification",
         "parameters": 596050944,
     },
     {
         "name": "helpful-rm",
         "kind": "reward",
+        "role": "reward",
         "architecture": "LlamaForSequenceClassification",
         "parameters": 1235816448,
     },

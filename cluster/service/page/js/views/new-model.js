@@ -23,11 +23,11 @@ export function ModelStep({ draft, change, problems, service }) {
     ${models.error && html`<${Failure} error=${models.error} again=${models.reload} />`}
     ${models.loading && !models.data && html`<${Loading} lines=${4} height=${64} />`}
     ${models.data && html`
-      <${Picker} name="policy" title="The model to train" help="An instruction-tuned model (SFT). It writes the answers and learns from their scores."
-        models=${found.filter((m) => m.kind === "policy")} value=${draft.tree.policy?.model} onPick=${(path) => change("policy.model", path || undefined)}
+      <${Picker} name="policy" title="The model to train" help="An instruction-tuned model (SFT), or an adapter on one. It writes the answers and learns from their scores."
+        models=${found.filter((m) => m.role === "policy")} value=${draft.tree.policy?.model} onPick=${(path) => change("policy.model", path || undefined)}
         wrong=${draft.tree.policy?.model ? problemsAt(problems, "policy.model") : []} roots=${models.data.roots} />
       <${Picker} name="reward" title="The reward model" help="It scores every answer; train it on preferences of your own. A sequence classifier with one label."
-        models=${found.filter((m) => m.kind === "reward")} value=${judge?.model} onPick=${setJudge} optional
+        models=${found.filter((m) => m.role === "reward")} value=${judge?.model} onPick=${setJudge} optional
         wrong=${judge ? rewards.flatMap((r, i) => (r === judge ? problemsAt(problems, `rewards.${i}`) : [])) : []} roots=${models.data.roots} />
       <${OtherJudges} service=${service} rewards=${rewards} problems=${problems} onChange=${(next) => change("rewards", next.length ? next : undefined)} />
       ${models.data.truncated && html`<${Notice}>There are more models than are listed; give the path of one that is missing.<//>`}`}
@@ -65,7 +65,7 @@ function Picker({ name, title, help, models, value, onPick, wrong, roots, option
 function Choice({ name, model, checked, onPick }) {
   const facts = [parameters(model.parameters), model.architecture, model.dtype, model.bytes ? bytes(model.bytes) : null,
     name === "policy" && model.chat_template === false ? "no chat template: prompts go in as they are" : null,
-    model.run ? `made by run ${model.run}` : null].filter(Boolean);
+    model.kind === "adapter" ? `on ${model.base}` : null, model.run ? `made by run ${model.run}` : null].filter(Boolean);
   return html`<label class="choice ${model.usable ? "" : "off"}">
     <input type="radio" name=${name} checked=${checked} disabled=${!model.usable} onChange=${onPick} />
     <span><span class="name">${model.name}</span><span class="small muted">${facts.join(" · ")}</span><span class="small muted mono">${model.path}</span>
