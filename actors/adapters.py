@@ -47,6 +47,7 @@ def attach_adapter(model: nn.Module, policy: PolicyConfig, *, total_steps: int) 
             tfinal=tfinal,
             deltaT=lora.delta_t,
             total_step=total_steps,
+            orth_reg_weight=lora.orth_reg_weight,
             **common,
         )
     else:

@@ -36,6 +36,8 @@ class LoraConfig(Config):
     """adalora: optimizer steps at the end, in which the ranks stay; null = a third of the run's."""
     delta_t: int = Field(default=1, ge=1)
     """adalora: optimizer steps between two allocations of ranks."""
+    orth_reg_weight: float = Field(default=0.5, ge=0)
+    """adalora: weight of the penalty on bases that are not orthogonal; 0.5 is PEFT's, and large beside an RL loss."""
 
     @field_validator("dropout")
     @classmethod

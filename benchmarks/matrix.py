@@ -24,12 +24,14 @@ RLHF: Final = str(Path(sys.executable).with_name("rlhf"))
 DEADLINE_S: Final = 1800.0
 PARTS: Final = ("generate", "reward", "annotate", "train")
 
+# In so few steps AdaLoRA's bases, which begin small and at random, must turn freely; its penalty would hold them.
+_QUICK_RANKS: Final = ("policy.lora.alpha=128", "policy.lora.orth_reg_weight=1e-3")
 # What the train types need: an adapter's learning rate is ten times that of all weights (its B begins at 0).
 _TRAIN_TYPES: Final[Mapping[str, tuple[str, ...]]] = {
     "full": ("train.learning_rate=5e-4",),
     "lora": ("policy.lora.r=8", "train.learning_rate=3e-3"),
     "qlora": ("policy.lora.r=8", "train.learning_rate=3e-3"),
-    "adalora": ("policy.lora.init_r=8", "policy.lora.target_r=4", "train.learning_rate=3e-3"),
+    "adalora": ("policy.lora.init_r=8", "policy.lora.target_r=4", *_QUICK_RANKS, "train.learning_rate=1.5e-2"),
 }
 # (ZeRO stage, ranks): every train type with both stages and with two ranks.
 _CUTS: Final[Mapping[str, tuple[int, int]]] = {
