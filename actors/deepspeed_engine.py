@@ -171,6 +171,16 @@ class TrainingEngine:
         """Add a micro-batch's share of the gradient; shares of all ranks and micro-batches add up."""
         self._engine.backward(loss * self._world_size)
 
+    def backward_of_weights(self, loss: Tensor) -> None:
+        """Likewise, of a loss that is made from the weights without a forward pass of the model.
+
+        DeepSpeed counts the backward passes of a step in its forward passes; without one, ZeRO-3 would take this for
+        the step's first, which writes over the gradient that is there.
+        """
+        if hasattr(self._engine.optimizer, "clear_backward_seen_flag"):
+            self._engine.optimizer.clear_backward_seen_flag()
+        self.backward(loss)
+
     def step(self) -> float:
         """One optimizer step; the global gradient norm before clipping."""
         self._engine.step()

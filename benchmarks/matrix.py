@@ -31,7 +31,7 @@ _TRAIN_TYPES: Final[Mapping[str, tuple[str, ...]]] = {
     "full": ("train.learning_rate=5e-4",),
     "lora": ("policy.lora.r=8", "train.learning_rate=3e-3"),
     "qlora": ("policy.lora.r=8", "train.learning_rate=3e-3"),
-    "adalora": ("policy.lora.init_r=8", "policy.lora.target_r=4", *_QUICK_RANKS, "train.learning_rate=1.5e-2"),
+    "adalora": ("policy.lora.init_r=8", "policy.lora.target_r=4", *_QUICK_RANKS, "train.learning_rate=1e-2"),
 }
 # (ZeRO stage, ranks): every train type with both stages and with two ranks.
 _CUTS: Final[Mapping[str, tuple[int, int]]] = {

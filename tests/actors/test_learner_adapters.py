@@ -51,6 +51,7 @@ RATE = 40 * LEARNING_RATE  # an adapter begins at nothing
 LORA = LoraConfig(r=4, alpha=8.0, init_r=5, target_r=2, tinit=0, tfinal=1)  # of 4 steps: ranks fall in each of two
 CUTS = [Cut(1, 1, 1000, 0), Cut(2, 2, 40, 2), Cut(3, 2, 24, 3)]
 CASES = [(kind, cut) for kind in ("lora", "qlora", "adalora") for cut in CUTS[1 if kind == "qlora" else 0 :]]
+CASES += [("adalora", Cut(3, 1, 1000, 0))]  # one micro-batch: the penalty's gradient is the second that ZeRO-3 sees
 CASES += [("continued lora", cut) for cut in CUTS] + [("continued qlora", CUTS[2])]
 SFT = "sft"  # folder of the adapter that is continued, in the policy's
 
