@@ -122,7 +122,7 @@ def test_an_adapter_is_trained_on(folder: Path, sft: Path) -> None:
     assert {line["weights/sync_bytes"] for line in lines} == {adapter_bytes(sft / "adapter_model.safetensors")}
     assert recorded_gap(on(folder / "policy", sft), written, rollouts="step-000001") < 1e-4
     assert lines[0]["kl/mean"] == pytest.approx(0.0, abs=1e-6)
-    assert lines[-1]["kl/mean"] > 1e-5
+    assert abs(lines[-1]["kl/mean"]) > 1e-5  # an estimate on samples may be below 0
     assert recorded_gap(on(folder / "policy", written / "model"), written) < 1e-4
     assert json.loads((written / "model" / "adapter_config.json").read_text())["r"] == 3
 

@@ -21,7 +21,11 @@ from benchmarks.matrix import CELLS, Cell, prepare, run_cell
 from cluster.demo import MODELS
 from cluster.ranks import read_ranks
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning"),  # PEFT, of its own AdaLoRA
+]
 
 STEPS = 16
 OTHERS_WRITE = ("gkd-lora", "gkd-adalora")  # the teacher, and the data; else the policy, in half of GKD's steps
