@@ -167,19 +167,15 @@ class TrainingEngine:
         """What the next optimizer step will use."""
         return float(self._engine.get_lr()[0])
 
-    def backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's share of the gradient; shares of all ranks and micro-batches add up."""
-        self._engine.backward(loss * self._world_size)
+    def backward(self, loss: Tensor, *, of_weights: bool = False) -> None:
+        """Add a micro-batch's share of the gradient; shares of all ranks and micro-batches add up.
 
-    def backward_of_weights(self, loss: Tensor) -> None:
-        """Likewise, of a loss that is made from the weights without a forward pass of the model.
-
-        DeepSpeed counts the backward passes of a step in its forward passes; without one, ZeRO-3 would take this for
-        the step's first, which writes over the gradient that is there.
+        `of_weights`: the loss is made from the weights, without a forward pass. DeepSpeed counts the backward passes of
+        a step in its forward passes; ZeRO-3 would take this for the step's first, which writes over what is there.
         """
-        if hasattr(self._engine.optimizer, "clear_backward_seen_flag"):
+        if of_weights and hasattr(self._engine.optimizer, "clear_backward_seen_flag"):
             self._engine.optimizer.clear_backward_seen_flag()
-        self.backward(loss)
+        self._engine.backward(loss * self._world_size)
 
     def step(self) -> float:
         """One optimizer step; the global gradient norm before clipping."""

@@ -158,7 +158,7 @@ class AdaptiveAdapter(Adapter):
         with self.engine.gathered() as weights:
             penalty = orthogonality(weights)
             share = self._penalty * penalty / torch.distributed.get_world_size()
-            self.engine.backward_of_weights(share)
+            self.engine.backward(share, of_weights=True)
         report.metrics["adalora/orthogonality"] = Mean(float(penalty.detach()), 1.0)
         return float(share.detach())
 
