@@ -67,7 +67,8 @@ class Queue:
                 logger.exception("the queue could not look after its runs; it tries again")
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), POLL_S if self._active else None)
+                async with asyncio.timeout(POLL_S if self._active else None):
+                    await self._wake.wait()
 
     async def _look_after(self) -> None:
         status = await self._cluster.status() if self._active else ClusterStatus("ready")
