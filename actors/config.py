@@ -37,7 +37,7 @@ class LoraConfig(Config):
     delta_t: int = Field(default=1, ge=1)
     """adalora: optimizer steps between two allocations of ranks."""
     orth_reg_weight: float = Field(default=0.5, ge=0)
-    """adalora: weight of the penalty on bases that are not orthogonal; 0.5 is PEFT's, and large beside an RL loss."""
+    """adalora: weight of the penalty on bases that are not orthogonal; 0.5 is PEFT's, less lets them turn sooner."""
 
     @field_validator("dropout")
     @classmethod

@@ -14,6 +14,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor, nn
@@ -173,7 +174,7 @@ class TrainingEngine:
         `of_weights`: the loss is made from the weights, without a forward pass. DeepSpeed counts the backward passes of
         a step in its forward passes; ZeRO-3 would take this for the step's first, which writes over what is there.
         """
-        if of_weights and hasattr(self._engine.optimizer, "clear_backward_seen_flag"):
+        if of_weights and isinstance(self._engine.optimizer, ZeROOptimizer):
             self._engine.optimizer.clear_backward_seen_flag()
         self._engine.backward(loss * self._world_size)
 

@@ -24,7 +24,7 @@ RLHF: Final = str(Path(sys.executable).with_name("rlhf"))
 DEADLINE_S: Final = 1800.0
 PARTS: Final = ("generate", "reward", "annotate", "train")
 
-# In so few steps AdaLoRA's bases, which begin small and at random, must turn freely; its penalty would hold them.
+# AdaLoRA's bases begin small and at random: in so few steps they must turn soon (a smaller penalty, a larger scale).
 _QUICK_RANKS: Final = ("policy.lora.alpha=128", "policy.lora.orth_reg_weight=1e-3")
 # What the train types need: an adapter's learning rate is ten times that of all weights (its B begins at 0).
 _TRAIN_TYPES: Final[Mapping[str, tuple[str, ...]]] = {

@@ -125,7 +125,10 @@ def _companion_problems(config: RunConfig, origin: Origin) -> list[Problem]:
     algorithm, policy = config.algorithm, config.policy
     if isinstance(algorithm, GKDConfig):
         try:
-            read_model(algorithm.teacher.model, where="algorithm.teacher.model")
+            teacher = read_model(algorithm.teacher.model, where="algorithm.teacher.model")
+            if (k := config.served_top_k) and teacher.vocabulary and k > teacher.vocabulary:
+                message = f"{k}, but the teacher's vocabulary has {teacher.vocabulary} tokens; lower it"
+                problems.append(Problem("algorithm.top_k", message))
             problems += vocabulary_problems(policy.model, algorithm.teacher.model)
         except UserError as error:
             problems += error.problems

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from trainers.types import BoolArray, Float32Array, Int32Array, Sample, TopLogprobs, TrainSample
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,18 +168,19 @@ def _pad_optional(rows: Sequence[Float32Array | None], *, like: Float32Array | N
     """`like` tells whether the quantity exists in this run: an empty micro-batch has no row to tell it."""
     if like is None:
         return None
-    present = [r for r in rows if r is not None]
-    if len(present) != len(rows):
-        raise ValueError("some samples have a per-token quantity that others lack")
-    return _pad(present, np.float32)
+    return _pad(_all_present(rows), np.float32)
 
 
 def _join(rows: Sequence[TopLogprobs | None], *, like: TopLogprobs | None) -> TopLogprobs | None:
     """`like` as for `_pad_optional`; its first 0 places stand for an empty micro-batch."""
     if like is None:
         return None
-    present = [r for r in rows if r is not None]
+    parts = [TopLogprobs(like.ids[:0], like.logprobs[:0]), *_all_present(rows)]
+    return TopLogprobs(np.concatenate([p.ids for p in parts]), np.concatenate([p.logprobs for p in parts]))
+
+
+def _all_present(rows: Sequence[_Row | None]) -> list[_Row]:
+    present = [row for row in rows if row is not None]
     if len(present) != len(rows):
-        raise ValueError("the teacher was asked about some samples and not about others")
-    ids = np.concatenate([like.ids[:0], *(r.ids for r in present)])
-    return TopLogprobs(ids, np.concatenate([like.logprobs[:0], *(r.logprobs for r in present)]))
+        raise ValueError("some samples have a quantity that others lack")
+    return present

@@ -138,29 +138,24 @@ def critic_loss(critic: Any, bias: torch.Tensor, samples: list[TrainSample]) -> 
     return torch.cat(terms).mean()
 
 
-@pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_ppo_trains_policy_and_critic_as_the_plain_loop_does(cut: Cut, tmp_path: Path) -> None:
-    policy = tiny.make_policy(tmp_path / "policy", tied=True)
-    make_random_reward_model(tmp_path / "reward")
-    model = tiny.load_plain(policy)
-    critic: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward", dtype=torch.float64)
-    bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    samples = [
-        judged(critic, make_samples(model, seed=1), seed=3),
-        judged(critic, on_policy(make_samples(model, seed=2)), seed=4),
-    ]
-    config = PPOConfig(
-        type="ppo",
-        kl=PPOKLConfig(coef=0.0),
-        clip_low=CLIP,
-        clip_high=CLIP,
-        value_clip=VALUE_CLIP,
-        critic=CriticConfig(model=str(tmp_path / "reward"), learning_rate=CRITIC_RATE),
-    )
-    trained = train(
-        policy, config.model_copy(update={"kl": config.kl.model_copy(update={"coef": 0.0})}), cut, samples, tmp_path
-    )
-    chosen = optimizer(model.parameters(), LEARNING_RATE), optimizer([*critic.parameters(), bias], CRITIC_RATE)
+def ppo(critic: CriticConfig) -> PPOConfig:
+    """The algorithm whose losses `ppo_loss` and `critic_loss` are."""
+    kl = PPOKLConfig(coef=0.0)
+    return PPOConfig(type="ppo", kl=kl, clip_low=CLIP, clip_high=CLIP, value_clip=VALUE_CLIP, critic=critic)
+
+
+def assert_ppo_steps(
+    trained: Trained,
+    samples: list[list[TrainSample]],
+    model: Any,
+    critic: Any,
+    bias: torch.Tensor,
+    *,
+    learnt: list[Any],
+    judging: list[Any],
+) -> None:
+    """The same steps in the plain models: losses, gradient norms, log-probabilities and values."""
+    chosen = optimizer(learnt, LEARNING_RATE), optimizer(judging, CRITIC_RATE)
     for report, batch, factor in zip(trained.reports, samples, FACTORS, strict=True):
         loss, value = ppo_loss(model, batch), critic_loss(critic, bias, batch)
         assert report.loss == pytest.approx(float(loss.detach()), rel=1e-5, abs=1e-6)
@@ -172,6 +167,23 @@ def test_ppo_trains_policy_and_critic_as_the_plain_loop_does(cut: Cut, tmp_path:
         with torch.no_grad():
             expected = plain_values(critic, bias, sample.sample.tokens)
         np.testing.assert_allclose(row.values, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_ppo_trains_policy_and_critic_as_the_plain_loop_does(cut: Cut, tmp_path: Path) -> None:
+    policy = tiny.make_policy(tmp_path / "policy", tied=True)
+    make_random_reward_model(tmp_path / "reward")
+    model = tiny.load_plain(policy)
+    critic: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward", dtype=torch.float64)
+    bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    samples = [
+        judged(critic, make_samples(model, seed=1), seed=3),
+        judged(critic, on_policy(make_samples(model, seed=2)), seed=4),
+    ]
+    config = ppo(CriticConfig(model=str(tmp_path / "reward"), learning_rate=CRITIC_RATE))
+    trained = train(policy, config, cut, samples, tmp_path)
+    judging = [*critic.parameters(), bias]
+    assert_ppo_steps(trained, samples, model, critic, bias, learnt=[*model.parameters()], judging=judging)
 
 
 # --- PPO, the critic an adapter ---------------------------------------------------------------------------------------
@@ -235,12 +247,7 @@ def judge(kind: Any, cut: Cut, out: Path) -> Judged:
     make_random_reward_model(out / "reward")
     model, critic = tiny.load_plain(policy), base_critic(out / "reward", kind)
     samples = [judged(critic, make_samples(model, seed=n), seed=n + 2) for n in (1, 2)]
-    config = PPOConfig(
-        type="ppo",
-        kl=PPOKLConfig(coef=0.0),
-        value_clip=VALUE_CLIP,
-        critic=CriticConfig(model=str(out / "reward"), train_type=kind, learning_rate=CRITIC_RATE),
-    )
+    config = ppo(CriticConfig(model=str(out / "reward"), train_type=kind, learning_rate=CRITIC_RATE))
     spec = learner_spec(policy, config, cut, train_type=kind, lora=LORA)
     order = UpdateOrder(kl_coef=0.0)
     with tiny.learner_group(spec, out, cls=Watched) as group:
@@ -316,30 +323,10 @@ def test_ppos_critic_of_a_continued_policy_begins_as_a_copy_of_it(tmp_path: Path
     bias = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     judging = [*critic.model.requires_grad_(True).parameters(), critic.score.weight, bias]
     samples = [judged(critic, make_samples(model, seed=1), seed=3), judged(critic, make_samples(model, seed=2), seed=4)]
-    config = PPOConfig(
-        type="ppo",
-        kl=PPOKLConfig(coef=0.0),
-        clip_low=CLIP,
-        clip_high=CLIP,
-        value_clip=VALUE_CLIP,
-        critic=CriticConfig(learning_rate=CRITIC_RATE),
-    )
+    config = ppo(CriticConfig(learning_rate=CRITIC_RATE))
     trained = train(policy, config, CUTS[2], samples, tmp_path, adapter=sft)
-    chosen = (
-        optimizer([p for p in model.parameters() if p.requires_grad], LEARNING_RATE),
-        optimizer(judging, CRITIC_RATE),
-    )
-    for report, batch, factor in zip(trained.reports, samples, FACTORS, strict=True):
-        loss, value = ppo_loss(model, batch), critic_loss(critic, bias, batch)
-        assert report.loss == pytest.approx(float(loss.detach()), rel=1e-5, abs=1e-6)
-        assert report.metrics["value/loss"].value == pytest.approx(float(value.detach()), rel=1e-5)
-        assert report.grad_norm == pytest.approx(one_step(loss, chosen[0], LEARNING_RATE * factor), rel=1e-5)
-        one_step(value, chosen[1], CRITIC_RATE * factor)
-    assert_logprobs(trained.after, model, samples[0])
-    for row, sample in zip(trained.after, samples[0], strict=True):
-        with torch.no_grad():
-            expected = plain_values(critic, bias, sample.sample.tokens)
-        np.testing.assert_allclose(row.values, expected, rtol=0, atol=1e-4)
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    assert_ppo_steps(trained, samples, model, critic, bias, learnt=learnt, judging=judging)
 
 
 # --- GKD --------------------------------------------------------------------------------------------------------------

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import peft
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from safetensors import safe_open
+from recorded import adapter_bytes, recorded_gap
 from transformers import AutoModelForCausalLM
 
 from trainers.tiny_models import make_random_policy
@@ -78,22 +77,9 @@ def assert_proved(lines: list[dict[str, float]]) -> None:
         assert line.get("rollout/logprob_gap_max", 0.0) < 1e-4
 
 
-def recorded_gap(model: Any, run: Path, *, rollouts: str = f"eval-{STEPS:06d}") -> float:
-    """Largest difference of a model's log-probabilities from those that the generator wrote (with the last weights)."""
-    rows = pq.read_table(run / "rollouts" / f"{rollouts}.parquet").to_pylist()
-    worst = 0.0
-    for row in rows[:6]:
-        ids = torch.tensor([row["prompt_tokens"] + row["tokens"]])
-        with torch.no_grad():
-            logprobs = model(ids).logits.double().log_softmax(-1)[0, len(row["prompt_tokens"]) - 1 : -1]
-        chosen = logprobs.gather(1, ids[0, len(row["prompt_tokens"]) :, None])[:, 0]
-        worst = max(worst, float((chosen - torch.tensor(row["logprobs"])).abs().max()))
-    return worst
-
-
-def adapter_bytes(file: Path) -> int:
-    with safe_open(file, "pt") as tensors:
-        return sum(tensors.get_tensor(name).nbytes for name in tensors.keys())  # noqa: SIM118
+def rollouts(run: Path, name: str = f"eval-{STEPS:06d}") -> Path:
+    """A file of what the generator wrote; with the last weights, unless it is named."""
+    return run / "rollouts" / f"{name}.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +105,11 @@ def test_an_adapter_is_trained_on(folder: Path, sft: Path) -> None:
     written = run(folder, "continued", policy=policy, algorithm=GRPO)
     lines = metrics(written)
     assert_proved(lines)
-    assert {line["weights/sync_bytes"] for line in lines} == {adapter_bytes(sft / "adapter_model.safetensors")}
-    assert recorded_gap(on(folder / "policy", sft), written, rollouts="step-000001") < 1e-4
+    assert {line["weights/sync_bytes"] for line in lines} == {adapter_bytes(sft)}
+    assert recorded_gap(on(folder / "policy", sft), rollouts(written, "step-000001")) < 1e-4
     assert lines[0]["kl/mean"] == pytest.approx(0.0, abs=1e-6)
     assert abs(lines[-1]["kl/mean"]) > 1e-5  # an estimate on samples may be below 0
-    assert recorded_gap(on(folder / "policy", written / "model"), written) < 1e-4
+    assert recorded_gap(on(folder / "policy", written / "model"), rollouts(written)) < 1e-4
     assert json.loads((written / "model" / "adapter_config.json").read_text())["r"] == 3
 
 
@@ -136,8 +122,8 @@ def test_an_adapter_is_merged_once_and_a_resumed_run_finds_it(folder: Path, sft:
     assert {file.name: file.stat().st_mtime_ns for file in (begun / "merged").iterdir()} == files
     lines = metrics(begun)
     assert_proved(lines)
-    assert recorded_gap(on(folder / "policy", sft), begun, rollouts="step-000001") < 1e-4
+    assert recorded_gap(on(folder / "policy", sft), rollouts(begun, "step-000001")) < 1e-4
     assert lines[0]["kl/mean"] == pytest.approx(0.0, abs=1e-6)
-    assert recorded_gap(on(begun / "merged", begun / "model"), begun) < 1e-4
+    assert recorded_gap(on(begun / "merged", begun / "model"), rollouts(begun)) < 1e-4
     base = json.loads((begun / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == str(begun / "merged")

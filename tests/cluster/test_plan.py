@@ -392,6 +392,14 @@ def test_a_critics_adapter_too(make):
     assert "no layer of the critic's model is called query" in found["policy.lora.target_modules"]
 
 
+def test_a_served_teacher_tells_no_more_tokens_than_there_are(make, policy):
+    teacher = {"model": str(policy), "served": True}
+    vocabulary = len(make_tokenizer())
+    assert problems(make(algorithm={"type": "gkd", "teacher": teacher, "top_k": vocabulary})) == {}
+    found = problems(make(algorithm={"type": "gkd", "teacher": teacher, "top_k": vocabulary + 1}))
+    assert f"{vocabulary + 1}, but the teacher's vocabulary has {vocabulary} tokens" in found["algorithm.top_k"]
+
+
 @pytest.mark.parametrize(
     ("changes", "where"),
     [
