@@ -83,7 +83,6 @@ def overrides(name: str, *, steps: int) -> list[str]:
     train_type = name.partition("-")[2]
     stage, ranks = _CUTS[name]
     return [
-        f"name={name}",
         f"policy.train_type={train_type}",
         *_TRAIN_TYPES[train_type],
         *_WAYS.get(name, ()),
@@ -103,13 +102,19 @@ def prepare() -> None:
 
 def run_cell(name: str, root: Path, *, steps: int, more: Sequence[str] = ()) -> Cell:
     """Train one cell with its run's directory under `root`. RuntimeError with the output where it fails."""
-    example = ROOT / "examples" / "arithmetic" / f"{name.partition('-')[0]}.yaml"
-    command = [RLHF, "train", str(example), "--resume", "never", *overrides(name, steps=steps), f"root={root}", *more]
+    example = name.partition("-")[0]
+    return read_cell(name, run_example(example, name, root, [*overrides(name, steps=steps), *more]))
+
+
+def run_example(example: str, name: str, root: Path, changes: Sequence[str]) -> Path:
+    """Train a file of `examples/arithmetic/`, changed, under `root`; the run's directory. RuntimeError if it fails."""
+    file = ROOT / "examples" / "arithmetic" / f"{example}.yaml"
+    command = [RLHF, "train", str(file), "--resume", "never", f"name={name}", f"root={root}", *changes]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, cwd=ROOT)
     if done.returncode != 0:
         raise RuntimeError(f"{name} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     (run,) = root.glob(f"*-{name}-*")
-    return read_cell(name, run)
+    return run
 
 
 def read_cell(name: str, run: Path) -> Cell:

@@ -1,6 +1,6 @@
 """What a weight sync moves and takes: all weights beside an adapter of rank 8 on every linear layer, by model width.
 
-    python -m benchmarks.sync [--widths 160 512 1024] [--markdown FILE]
+    python -m benchmarks.sync [--widths 192 512 1024] [--markdown FILE]
 
 Real runs of three GRPO steps on untaught models; a sync is gathering, sending, loading, digests and canaries. Full
 weights of width h count about 12·h² a layer, the adapter's about 18·8·h: the ratio grows with h / 12.
