@@ -183,6 +183,7 @@ def serve(
         int | None, typer.Option(min=1, show_default=False, help="Runs at a time; by default what fits, 1 on CPUs.")
     ] = None,
     max_upload_gb: Annotated[float, typer.Option(min=0.001, help="Largest upload.")] = 10,
+    max_uploads_gb: Annotated[float, typer.Option(min=0.001, help="All uploads together.")] = 100,
     new_token: Annotated[bool, typer.Option("--new-token", help="Print a new bearer token, and end.")] = False,
 ) -> None:
     """Serve the web page and the HTTP API; runs go on when it ends."""
@@ -201,6 +202,7 @@ def serve(
             reward_files=tuple(reward_files or ()),
             at_once=at_once,
             max_upload_gb=max_upload_gb,
+            max_uploads_gb=max_uploads_gb,
         )
     )
 

@@ -32,7 +32,7 @@ from cluster.service.answers import (
 from cluster.service.creating import Using, check_tree, make_plan, uses
 from cluster.service.errors import ApiError
 from cluster.service.models import Kind
-from cluster.service.uploads import receive_file
+from cluster.service.uploads import announced_size, receive_file
 from cluster.service.vetting import model_problem
 
 CHECK_S, ROWS_S, LENGTHS_S = 1800.0, 60.0, 600.0
@@ -127,13 +127,14 @@ async def models(parts: Using, kind: Kind | None = None) -> ModelList:
 @router.post("/datasets", status_code=201, openapi_extra=_FORM)
 async def upload(parts: Using, request: Request) -> DatasetAnswer:
     """Take a prompts file, and say what it is."""
-    datasets = parts.datasets
+    datasets, limit = parts.datasets, parts.settings.max_upload_bytes
     partial = await asyncio.to_thread(datasets.begin)
     try:
-        name, _ = await receive_file(request, partial / "upload", limit=parts.settings.max_upload_bytes)
-        file = datasets.name_file(partial, partial / "upload", name)
-        report = await parts.checker.call("check", {"path": str(file)}, deadline_s=CHECK_S)
-        return DatasetAnswer.model_validate(datasets.finish(partial, file, name, report))
+        with datasets.room_for(min(limit, announced_size(request) or limit)):
+            name, _ = await receive_file(request, partial / "upload", limit=limit)
+            file = datasets.name_file(partial, partial / "upload", name)
+            report = await parts.checker.call("check", {"path": str(file)}, deadline_s=CHECK_S)
+            return DatasetAnswer.model_validate(datasets.finish(partial, file, name, report))
     finally:
         await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
 

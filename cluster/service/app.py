@@ -59,7 +59,7 @@ def make_parts(settings: Settings, cluster: RayCluster) -> Parts:
         cluster=cluster,
         queue=Queue(runs, cluster, at_once=settings.at_once),
         models=Models(settings.model_roots, settings.root),
-        datasets=Datasets(settings.datasets),
+        datasets=Datasets(settings.datasets, most=settings.max_uploads_bytes),
         metrics=MetricsReader(),
         tickets=Tickets(),
         planner=Helper("planner"),

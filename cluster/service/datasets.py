@@ -9,7 +9,8 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cluster.files import write_atomic
 from cluster.service.errors import ApiError, not_found, printable
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
+LEAST_FREE = 1 << 30  # bytes that uploads leave on the disk: the runs write there too
 _ID = re.compile(r"ds-\d{8}-\d{6}-[0-9a-f]{6}")
 _LONGEST_NAME = 255
 _LONG = ("evidence", "problems")
@@ -31,10 +33,33 @@ _ADVICE: Mapping[str, str] = {
 
 
 class Datasets:
-    """All uploads under one folder."""
+    """All uploads under one folder, which together take at most so many bytes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, most: int) -> None:
         self._folder = folder
+        self._most = most
+        self._coming = 0
+
+    @contextmanager
+    def room_for(self, size: int) -> Iterator[None]:
+        """Room set aside for an upload while it comes, so that many at once cannot take more than there is.
+
+        Raises ApiError 413.
+        """
+        taken = sum(map(_size, self._folder.glob("ds-*/prompts*"))) + self._coming
+        if taken + size > self._most:
+            raise ApiError(
+                413,
+                "too_large",
+                f"uploads take {_gb(taken)} of {_gb(self._most)} GB; delete datasets (--max-uploads-gb)",
+            )
+        if size > shutil.disk_usage(self._folder.parent).free - self._coming - LEAST_FREE:
+            raise ApiError(413, "too_large", "the disk that uploads are stored on is nearly full")
+        self._coming += size
+        try:
+            yield
+        finally:
+            self._coming -= size
 
     def begin(self) -> Path:
         """A new folder for an upload; it is no dataset until `finish`."""
@@ -102,3 +127,15 @@ class Datasets:
         """Remove what uploads that were cut off have left (at the service's start)."""
         for leftover in (*self._folder.glob(".ds-*.partial"), *self._folder.glob(".ds-*.deleted")):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _size(file: Path) -> int:
+    """0 of one that was deleted just now."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g}"

@@ -94,6 +94,8 @@ async def chat_events(parts: Parts, arguments: Mapping[str, Any]) -> AsyncIterat
                     break
                 if "state" in value:
                     yield JSONServerSentEvent({"message": value["state"]}, event="state")
+                elif "missing" in value:
+                    yield JSONServerSentEvent({"who": value["who"], "message": value["missing"]}, event="missing")
                 elif "end" in value:
                     yield JSONServerSentEvent({"who": value["who"]}, event="end")
                 else:

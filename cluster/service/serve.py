@@ -38,6 +38,7 @@ class ServeOptions:
     reward_files: tuple[Path, ...] = ()
     at_once: int | None = None
     max_upload_gb: float = 10.0
+    max_uploads_gb: float = 100.0
 
 
 def run_service(options: ServeOptions) -> None:
@@ -90,6 +91,7 @@ def make_settings(options: ServeOptions) -> Settings:
         reward_roots=tuple(folder.resolve() for folder in options.reward_files),
         at_once=options.at_once,
         max_upload_bytes=int(options.max_upload_gb * 1e9),
+        max_uploads_bytes=int(options.max_uploads_gb * 1e9),
         token_sha256=_token(root),
     )
 

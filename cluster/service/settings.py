@@ -20,6 +20,7 @@ class Settings:
     reward_roots: tuple[Path, ...] = ()
     at_once: int | None = None  # runs at the same time; None: as many as the resources hold
     max_upload_bytes: int = 10 << 30
+    max_uploads_bytes: int = 100 << 30  # of all together
     token_sha256: bytes | None = None
     page: Path = PAGE
 

@@ -107,6 +107,12 @@ async def receive_file(request: Request, path: Path, *, limit: int) -> tuple[str
     return form.name, size
 
 
+def announced_size(request: Request) -> int | None:
+    """The bytes that an upload says it has, with the form's own; None where it does not say."""
+    length = request.headers.get("content-length", "")
+    return int(length[:20]) if length.isascii() and length.isdigit() else None
+
+
 async def _flush(file: BinaryIO, form: _Form, room: int) -> int:
     if len(form.data) > room:
         raise _too_large()
@@ -119,8 +125,7 @@ async def _flush(file: BinaryIO, form: _Form, room: int) -> int:
 
 
 async def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
-    length = request.headers.get("content-length", "0")
-    if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+    if (announced_size(request) or 0) > limit:
         raise _too_large()
     received = 0
     try:

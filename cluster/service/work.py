@@ -69,7 +69,10 @@ class Chat:
         self._models: dict[str, Any] = {}
 
     def __call__(self, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Pieces as they are written: {"who", "text"}; {"who", "end": true}; {"state"} while loading."""
+        """Pieces as they are written: {"who", "text"}; {"who", "end": true}; {"state"} while loading.
+
+        {"who": "base", "missing"} where the base cannot be loaded: the trained model answers alone.
+        """
         from cluster.chat import ChatModel, ChatOptions
 
         options = ChatOptions(
@@ -77,11 +80,19 @@ class Chat:
         )
         wanted = {name: arguments["models"][name] for name in arguments["histories"]}
         self._models = {path: model for path, model in self._models.items() if path in wanted.values()}
-        for path in wanted.values():
-            if path not in self._models:
-                yield {"state": "loading the models"}
+        for who, path in wanted.items():
+            if path in self._models:
+                continue
+            yield {"state": "loading the models"}
+            try:
                 self._models[path] = ChatModel(path)
+            except UserError as error:
+                if who == "trained":
+                    raise
+                yield {"who": who, "missing": error.problems[0].message}
         for who, history in arguments["histories"].items():
+            if wanted[who] not in self._models:
+                continue
             for text in self._models[wanted[who]].stream(history, options):
                 if text:
                     yield {"who": who, "text": text}

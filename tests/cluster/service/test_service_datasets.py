@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +18,8 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from cluster.run_directory import RunDirectory
+from cluster.service.datasets import Datasets
+from cluster.service.errors import ApiError
 from cluster.service.settings import Settings
 from cluster.service.uploads import receive_file
 
@@ -151,6 +154,41 @@ def test_more_than_the_limit_is_refused(settings: Settings) -> None:
     assert fits.status_code == 201
     assert [answer.status_code for answer in (announced, streamed, just_over)] == [413, 413, 413]
     assert len(list(settings.datasets.glob("*"))) == 1
+
+
+def test_all_uploads_together_are_bounded(settings: Settings) -> None:
+    """Room is set aside while an upload comes, and free again when it failed or was deleted."""
+    small = {"file": ("a.jsonl", b'{"prompt": "a"}'.ljust(1000))}
+    with serving(replace(settings, max_upload_bytes=1500, max_uploads_bytes=4000)) as client:
+        refused = client.post("/api/v1/datasets", files={"file": ("a.txt", b" " * 1000)})
+        first, second, third = (client.post("/api/v1/datasets", files=small) for _ in range(3))
+        unannounced = client.post(
+            "/api/v1/datasets", content=_form(iter([b" "])), headers={"Content-Type": "multipart/form-data; boundary=b"}
+        )
+        fourth = client.post("/api/v1/datasets", files=small)
+        client.delete(f"/api/v1/datasets/{first.json()['id']}")
+        again = client.post("/api/v1/datasets", files=small)
+    assert [a.status_code for a in (refused, first, second, third)] == [415, 201, 201, 201]
+    assert [a.status_code for a in (unannounced, fourth, again)] == [413, 413, 201]
+    assert fourth.json()["error"]["message"].startswith("uploads take 3e-06 of 4e-06 GB; delete datasets")
+
+
+def test_uploads_at_the_same_time_share_the_room(tmp_path: Path) -> None:
+    datasets = Datasets(tmp_path / "datasets", most=1000)
+    with datasets.room_for(600):
+        with pytest.raises(ApiError, match="uploads take"), datasets.room_for(600):
+            pass
+        with datasets.room_for(400):
+            pass
+    with datasets.room_for(1000):
+        pass
+
+
+def test_uploads_leave_room_on_the_disk(tmp_path: Path) -> None:
+    datasets = Datasets(tmp_path / "datasets", most=1 << 62)
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(ApiError, match="nearly full"), datasets.room_for(free):
+        pass
 
 
 async def test_an_upload_takes_constant_memory(tmp_path: Path) -> None:

@@ -133,7 +133,11 @@ class Handler(BaseHTTPRequestHandler):
     def _chat(self, body: dict[str, Any]) -> None:
         def blocks() -> Iterator[str]:
             yield 'event: state\ndata: {"message": "loading the models"}\n\n'
-            for who, words in (("trained", ["The answer ", "is 110."]), ("base", ["I like ", "numbers."])):
+            answers = {"trained": ["The answer ", "is 110."], "base": ["I like ", "numbers."]}
+            asked = {who: answers[who] for who in answers if body[who]}
+            if self.server.service.base_is_gone and asked.pop("base", None):
+                yield 'event: missing\ndata: {"who": "base", "message": "no such folder"}\n\n'
+            for who, words in asked.items():
                 for word in words:
                     yield f"event: piece\ndata: {json.dumps({'who': who, 'text': word})}\n\n"
                 yield f"event: end\ndata: {json.dumps({'who': who})}\n\n"

@@ -105,6 +105,7 @@ class Service:
         self.bodies: list[tuple[str, Any]] = []  # of what was posted
         self.error_of_next_run: dict[str, Any] | None = None
         self.upload_limit = 10 * 2**30  # bytes
+        self.base_is_gone = False  # of every run's model
         self.schema: Any = run_schema().root  # tests put another one here
         self.lock = threading.RLock()
 

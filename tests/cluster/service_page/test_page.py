@@ -10,7 +10,7 @@ import pytest
 from conftest import Open
 from playwright.sync_api import Page, expect
 from stand_in import StandIn
-from stand_in_state import Service
+from stand_in_state import Service, recorded
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -75,6 +75,22 @@ def test_from_an_upload_to_a_finished_run(browse: Open, service: Service, tmp_pa
     page.get_by_role("button", name="Send").click()
     expect(page.get_by_role("region", name="After training")).to_contain_text("The answer is 110.")
     expect(page.get_by_role("region", name="Before")).to_contain_text("I like numbers.")
+
+
+def test_a_chat_whose_base_is_gone(browse: Open, service: Service) -> None:
+    service.add_run("20260131-1-good", recorded("healthy"), "succeeded")
+    service.base_is_gone = True
+    page = browse().open("#/runs/20260131-1-good/chat")
+    for turn in ("25 * 4 + 10 = ?", "And 1 more?"):
+        page.get_by_label("Your turn").fill(turn)
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_role("region", name="Before")).to_contain_text("cannot be asked any more: no such folder")
+        expect(page.get_by_role("region", name="After training")).to_contain_text(turn)
+        expect(page.get_by_role("region", name="After training").locator(".turn").last).to_have_text(
+            re.compile("The answer is 110.")
+        )
+    asked = [body for path, body in service.bodies if path.endswith("/chat")]
+    assert [len(body["base"] or ()) for body in asked] == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 /** The trained model beside its base: the same question to both. */
 import { events } from "../api.js";
 import { html, useEffect, useRef, useState } from "../html.js";
-import { Button, Failure, Talk } from "../ui.js";
+import { Button, Failure, Notice, Talk } from "../ui.js";
 
 const SIDES = [["trained", "After training"], ["base", "Before"]];
 
@@ -12,6 +12,7 @@ export function Chat({ id }) {
   const [temperature, setTemperature] = useState("1.0");
   const [longest, setLongest] = useState("256");
   const [note, setNote] = useState("");
+  const [missing, setMissing] = useState(null);
   const [error, setError] = useState(null);
   const [busy, setBusy] = useState(false);
   const stop = useRef(null);
@@ -27,14 +28,15 @@ export function Chat({ id }) {
     event?.preventDefault();
     if (!text.trim() || busy) return;
     const turn = { role: "user", content: text };
-    const body = { trained: [...talks.trained, turn], base: [...talks.base, turn], max_tokens: Number(longest) || 256, temperature: Number(temperature) || 1, system: system.trim() || null };
-    setTalks({ trained: body.trained, base: body.base });
+    const body = { trained: [...talks.trained, turn], base: missing ? null : [...talks.base, turn], max_tokens: Number(longest) || 256, temperature: Number(temperature) || 1, system: system.trim() || null };
+    setTalks({ trained: body.trained, base: body.base || [] });
     setText(""); setError(null); setBusy(true); setNote("asking");
     stop.current = new AbortController();
     try {
       for await (const { event: kind, data } of events(`/runs/${encodeURIComponent(id)}/chat`, { method: "POST", body, signal: stop.current.signal })) {
         if (kind === "state") setNote(data.message);
         if (kind === "piece") { setNote(""); add(data.who, data.text); }
+        if (kind === "missing") { setMissing(data.message); setTalks((old) => ({ ...old, [data.who]: [] })); }
         if (kind === "error") setError(data);
       }
     } catch (problem) {
@@ -45,7 +47,8 @@ export function Chat({ id }) {
   const keys = (e) => { if (e.key === "Enter" && !e.shiftKey && !e.isComposing) send(e); };
   return html`<div class="stack">
     <div class="sides">${SIDES.map(([who, title]) => html`<section class="card stack" aria-label=${title} aria-live="polite"><h2 class="minor">${title}</h2>
-      ${talks[who].length ? html`<${Talk} messages=${talks[who]} />` : html`<p class="muted">Ask something below; both answer.</p>`}</section>`)}</div>
+      ${who === "base" && missing ? html`<${Notice}>The model that it began from cannot be asked any more: ${missing}<//>`
+      : talks[who].length ? html`<${Talk} messages=${talks[who]} />` : html`<p class="muted">Ask something below; both answer.</p>`}</section>`)}</div>
     ${error && html`<${Failure} error=${error} />`}
     <form class="card stack" onSubmit=${send}>
       <div class="field"><label for="chat-text">Your turn</label><textarea id="chat-text" rows="3" value=${text} onInput=${(e) => setText(e.target.value)} onKeyDown=${keys}></textarea></div>
