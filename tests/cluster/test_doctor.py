@@ -162,6 +162,22 @@ def negative(c: Curves) -> None:
     c["kl/mean"] = c["kl/mean"] - 0.2
 
 
+def unmoved(c: Curves) -> None:
+    distilled(c, 0.0)
+
+
+def misled(c: Curves) -> None:
+    distilled(c, -0.6)
+
+
+def distilled(c: Curves, lost: float) -> None:
+    """A GKD run without rewards, whose divergence loses so much of itself."""
+    steps = len(c["kl/mean"])
+    for key in [key for key in c if key.startswith(("reward/", "kl/", "advantage/"))]:
+        del c[key]
+    c["distill/jsd"] = 0.08 * (1 - lost * (1 - np.exp(-np.arange(steps) / (steps / 4)))) + 0.2 * c["policy/loss"]
+
+
 def cut(c: Curves) -> None:
     c["rollout/truncated_fraction"] = c["rollout/truncated_fraction"] + 0.3
 
@@ -184,6 +200,8 @@ DISEASES: list[tuple[Callable[[Curves], None], str, str]] = [
     (flat, "no_improvement", "warning"),
     (still, "no_improvement", "warning"),
     (falling, "no_improvement", "critical"),
+    (unmoved, "teacher_not_followed", "warning"),
+    (misled, "teacher_not_followed", "critical"),
     (idle, "too_little_signal", "warning"),
     (spreadless, "reward_without_spread", "critical"),
     (distant, "kl_range", "warning"),
@@ -374,6 +392,20 @@ def test_a_real_run_that_its_first_step_wrecked() -> None:
     }
     assert found["no_improvement"].explanation == "It went from 0.312 to -1.98 over 23 steps."
     assert found["unstable_training"].explanation.startswith("The gradient norm was 2430 at step 1.")
+
+
+@pytest.mark.parametrize("lost", [0.1, 0.5, 0.9])
+def test_a_policy_that_follows_its_teacher_is_well(lost: float) -> None:
+    curves = healthy(0)
+    distilled(curves, lost)
+    assert found(curves) == {}
+
+
+def test_a_policy_that_was_its_teacher_from_the_start_is_well() -> None:
+    curves = healthy(0)
+    distilled(curves, 0.0)
+    curves["distill/jsd"] = np.abs(curves["distill/jsd"] - 0.08) * 0.1
+    assert found(curves) == {}
 
 
 def test_findings_are_plain_values() -> None:

@@ -17,6 +17,7 @@ from cluster.service.doctor.reward_rules import (
     reward_failures,
     reward_hacking,
     reward_without_spread,
+    teacher_not_followed,
     too_little_signal,
 )
 from cluster.service.doctor.rollout_rules import logprob_gap, truncation
@@ -40,6 +41,7 @@ RULES: tuple[Callable[[Patient], list[Finding]], ...] = (
     unstable_training,
     mode_collapse,
     no_improvement,
+    teacher_not_followed,
     too_little_signal,
     reward_without_spread,
     kl_range,
