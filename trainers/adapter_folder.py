@@ -22,7 +22,8 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 _LONGEST_CONFIG = 1 << 20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HEAD = re.compile(r"base_model\.model\.(score|classifier)\.weight")
-_PAIR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_[AB]\.weight")
+_PAIR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+_DIGITS = re.compile(r"(?<=\.)\d+(?=\.)")
 # Options of LoRA with which a layer computes something else than W·x + alpha / r · B·A·x.
 _OTHER_SUMS = (
     "alora_invocation_tokens", "alpha_pattern", "arrow_config", "fan_in_fan_out", "kasa_config", "layer_replication",
@@ -103,7 +104,9 @@ def read_adapter(name: str | Path, *, where: str) -> AdapterFolder:
         kind = config.get("peft_type")
         if kind not in MERGEABLE:
             raise ValueError(f"{name} is an adapter of kind {kind}; give one of {', '.join(MERGEABLE)}")
-        return AdapterFolder(path=folder, config=config, base=_find_base(folder, config), tensors=_tensors(folder))
+        found = AdapterFolder(path=folder, config=config, base=_find_base(folder, config), tensors=_tensors(folder))
+        _require_fit(found)
+        return found
     except ValueError as error:
         raise UserError([Problem(where, str(error))]) from error
 
@@ -174,18 +177,58 @@ def _find_base(folder: Path, config: Mapping[str, Any]) -> str:
     return named
 
 
-def _tensors(folder: Path) -> dict[str, Sequence[int]]:
-    from safetensors import SafetensorError, safe_open
+def _require_fit(adapter: AdapterFolder) -> None:
+    """ValueError where the base, if it is a folder, has layers of that name of another size, or fewer of them.
 
+    Layers whose names the base's files do not know at all are left to loading: files may name them otherwise.
+    """
+    base = _matrices(Path(adapter.base))
+    families = {_DIGITS.sub("#", layer) for layer in base}
+    for tensor, shape in adapter.tensors.items():
+        pair = _PAIR.fullmatch(tensor)
+        if pair is None or _DIGITS.sub("#", layer := pair["layer"]) not in families:
+            continue
+        if layer not in base:
+            raise ValueError(f"{adapter.path} is no adapter of {adapter.base}, which has no {layer}")
+        if shape[1 if pair["side"] == "A" else 0] not in base[layer]:
+            sizes = " × ".join(map(str, base[layer])), " × ".join(map(str, shape))
+            raise ValueError(
+                f"{adapter.path} is no adapter of {adapter.base}, whose {layer} is {sizes[0]}, while its own "
+                f"lora_{pair['side']} is {sizes[1]}"
+            )
+
+
+def _matrices(folder: Path) -> dict[str, Sequence[int]]:
+    """Names without `.weight` → shapes; what is packed (4-bit weights) and what cannot be read is left out."""
+    found: dict[str, Sequence[int]] = {}
+    for file in folder.glob("*.safetensors"):
+        try:
+            for key, (shape, dtype) in _header(file).items():
+                if key.endswith(".weight") and len(shape) == 2 and dtype != "U8":
+                    found[key.removesuffix(".weight")] = shape
+        except ValueError:
+            continue
+    return found
+
+
+def _tensors(folder: Path) -> dict[str, Sequence[int]]:
     file = folder / WEIGHTS
     if not file.is_file():
         pickle = f"{PICKLE} is a pickle, which can run code; save it with save_pretrained of a present PEFT"
         raise ValueError(f"{folder} holds no {WEIGHTS}" + (f" ({pickle})" if (folder / PICKLE).is_file() else ""))
-    try:
-        with safe_open(file, framework="np") as tensors:
-            found = {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no whole safetensors file: {error}") from error
+    found = {key: shape for key, (shape, _) in _header(file).items()}
     if not found:
         raise ValueError(f"{file} holds no tensors")
     return found
+
+
+def _header(file: Path) -> dict[str, tuple[Sequence[int], str]]:
+    """Shape and type of every tensor. ValueError for a file that is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as tensors:
+            slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
+            return {key: (part.get_shape(), part.get_dtype()) for key, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is no whole safetensors file: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from actors.policy import load_policy, load_tokenizer
 from trainers.adapter_folder import find_base, is_adapter, read_adapter, tokenizer_source
 from trainers.algorithms.config import CriticConfig
 from trainers.errors import UserError
+from trainers.tiny_models import make_random_policy
 
 pytestmark = [  # what PEFT says of the adapters that are made here
     pytest.mark.filterwarnings("ignore:Model (has|with) .tie_word_embeddings:UserWarning"),
@@ -141,12 +143,13 @@ def test_a_merged_policy_is_written_once_and_whole(base: Path, adapter: Path, tm
 def test_an_adapter_that_does_not_fit_its_base_is_named(
     change_of: str, base: Path, adapter: Path, tmp_path: Path
 ) -> None:
+    """What the files' headers do not tell."""
     tensors = load_file(adapter / "adapter_model.safetensors")
     name, tensor = next(iter(tensors.items()))
     if change_of == "shape":
-        tensors[name] = tensor[:, :-1].contiguous()
+        tensors[name] = tensor[:-1].contiguous()
     else:
-        tensors[name.replace("layers.0", "layers.7")] = tensors.pop(name)
+        tensors[name.replace("down_proj", "side_proj")] = tensors.pop(name)
     save_file(tensors, adapter / "adapter_model.safetensors")
     origin = find_origin(policy_of(adapter))
     assert origin.merged is not None
@@ -316,3 +319,42 @@ def test_settings_that_contradict_the_continued_adapter(lora: dict[str, Any], me
     assert message in found
     same = LoraConfig(r=3, alpha=5.0)
     assert find_origin(policy.model_copy(update={"lora": same})).policy.lora == same
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        pytest.param(
+            {"layers": 1, "hidden": 64}, r"no adapter of .*wrong, which has no model\.layers\.1\.", id="fewer layers"
+        ),
+        pytest.param(
+            {"layers": 2, "hidden": 128},
+            r"wrong, whose model\.layers\.0\.\S+ is \d+ × \d+, while its own lora_A is 3 × \d+",
+            id="other sizes",
+        ),
+    ],
+)
+def test_an_adapter_of_another_model_is_refused_before_anything_loads(
+    sizes: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    make_random_policy(tmp_path / "right", layers=2, hidden=64)
+    make_random_policy(tmp_path / "wrong", **sizes)
+    sft = make_adapter(tmp_path / "right", tmp_path / "sft")
+    assert find_origin(policy_of(sft)).policy.model == str(tmp_path / "right")
+    change(sft, base_model_name_or_path=str(tmp_path / "wrong"))
+    with pytest.raises(UserError, match=message):
+        find_origin(policy_of(sft))
+
+
+def test_a_base_whose_files_name_layers_otherwise_is_left_to_loading(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """And one that is packed into 4 bits."""
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    change(adapter, base_model_name_or_path=str(other))
+    weights = load_file(other / "model.safetensors")
+    for renamed in (
+        {f"transformer.{name}": tensor for name, tensor in weights.items()},
+        {name: tensor.new_zeros(tensor.numel() // 2, 1, dtype=torch.uint8) for name, tensor in weights.items()},
+    ):
+        save_file(renamed, other / "model.safetensors", metadata={"format": "pt"})
+        assert find_origin(policy_of(adapter)).policy.model == str(other)

@@ -1,7 +1,7 @@
 """The whole way on the real stack: `rlhf serve`, Ray, vLLM and DeepSpeed beneath a page in a real Chromium.
 
 Tiny models of random weights; what is checked is the way, not what they learn. In the middle of the run the service is
-ended and started again: the run must not notice, and the page must find its way back.
+ended and started again: the run must not notice, and the page must find its way back. Then it is paused and resumed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 RLHF = str(Path(sys.executable).with_name("rlhf"))
 START, TRAIN, CHAT = 120_000, 300_000, 180_000  # ms that these may take on two busy cores
-STEPS = 12
+STEPS = 40  # enough that it still goes when the service is back
 
 
 @dataclass
@@ -131,6 +131,10 @@ def test_from_an_upload_to_a_chat_with_the_result(watched: Watched, serving: Ser
     serving.end()
     expect(page.get_by_text("the server does not answer; trying again")).to_be_visible(timeout=START)
     serving.start()
+    page.get_by_role("button", name="Pause").click(timeout=START)
+    expect(state).to_have_text("paused", timeout=TRAIN)
+    expect(page.get_by_role("complementary", name="About the run")).to_contain_text(re.compile(r"step \d+"))
+    page.get_by_role("button", name="Resume").click()
     expect(state).to_have_text("succeeded", timeout=TRAIN)
     expect(page.get_by_role("img", name=re.compile(rf"^Reward, {STEPS} points to step {STEPS}"))).to_be_visible()
 
