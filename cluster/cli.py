@@ -174,7 +174,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any that is free.")] = 8080,
     root: Root = Path("runs"),
-    models: Annotated[list[Path] | None, typer.Option(help="Folder to find models in. Repeatable.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Option(metavar="DIR", help="Folder or s3://… to find models in. Repeatable.")
+    ] = None,
     data: Annotated[list[str] | None, typer.Option(help="Folder that prompts may come from. Repeatable.")] = None,
     reward_files: Annotated[
         list[Path] | None, typer.Option(help="Folder whose .py files may be reward functions. Repeatable.")

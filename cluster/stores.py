@@ -7,15 +7,18 @@ becomes a `StoreError` with what to do about it. It knows nothing of models.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec.core  # type: ignore[import-untyped]
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from trainers.data.findings import printable
 
@@ -39,6 +42,21 @@ def is_address(name: str) -> bool:
     (True, False, False)
     """
     return "://" in name
+
+
+def within(address: str, root: str) -> bool:
+    """Whether a plain address is a root's own or lies below it; on this machine (file://) once links are followed.
+
+    >>> within("s3://bucket/models/policy", "s3://bucket/models"), within("s3://bucket/models-of-others", "s3://bucket/models")
+    (True, False)
+    """
+    root = root.rstrip("/")
+    if address.rstrip("/") != root and not address.startswith(f"{root}/"):
+        return False
+    if root.partition("://")[0] not in LocalFileSystem.protocol:
+        return True
+    real, top = (os.path.realpath(LocalFileSystem._strip_protocol(place)) for place in (address, root))
+    return Path(real).is_relative_to(top)
 
 
 def address_problem(address: str) -> str | None:
