@@ -91,7 +91,8 @@ def _attempt(config: RunConfig, run: RunDirectory, progress: Recording, memory: 
     try:
         if addresses(config):
             progress.phase("fetch models")
-        here = fetched(config, run, note=progress.note)
+        with termination_interrupts():
+            here = fetched(config, run, note=progress.note)
         progress.phase("start Ray")
         with ray_cluster() as own:
             asyncio.run(_run(here, run, progress, memory, digest=config_digest(config), own_cluster=own))
@@ -159,6 +160,16 @@ def ray_cluster() -> Iterator[bool]:
         yield not address
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Before there is a loop, a termination ends the run as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def _run(

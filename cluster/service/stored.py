@@ -17,7 +17,7 @@ from cluster.remote_models import CONFIGS, WEIGHTS, model_files, write_outline
 from cluster.service.helper import Helper
 from cluster.service.models import DEPTH, MOST_MODELS, FoundModel, describe, shown_name
 from cluster.service.settings import Settings
-from cluster.service.vetting import vet_bases
+from cluster.service.vetting import redacted, vet_bases
 from cluster.stores import StoredFolder, StoreError, list_folder, patiently, within
 from trainers.errors import UserError
 
@@ -56,7 +56,7 @@ class StoredModels:
         for search in self._searches:
             search.ended.wait(max(0.0, until - monotonic()))
         found = [model for search in self._searches for model in search.found]
-        problems = [problem for search in self._searches for problem in search.problems()]
+        problems = [redacted(problem) for search in self._searches for problem in search.problems()]
         return found[:MOST_MODELS], len(found) > MOST_MODELS or any(s.truncated for s in self._searches), problems
 
 
