@@ -96,8 +96,9 @@ def train(
 
     run = load_config(config, overrides or [])
     from cluster.plan import find_problems
+    from cluster.remote_models import as_resumed
 
-    problems = find_problems(run)
+    problems = find_problems(as_resumed(run, resume))
     if resume not in ("auto", "never") and not Path(resume).is_dir():
         problems = [Problem("--resume", f"no such folder: {resume}; give auto, never or a run's directory"), *problems]
     if problems:

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias
 from cluster.config import MODELS, RunConfig, parse_config
 from cluster.files import RunDirectoryError, explained, free_bytes, fsync, write_atomic
 from cluster.overrides import set_path
-from cluster.run_directory import RunDirectory
+from cluster.run_directory import RunDirectory, find_resumable
 from cluster.stores import StoredFile, StoredFolder, StoreError, is_address, list_folder, patiently
 from trainers.errors import Problem, UserError
 
@@ -42,8 +42,8 @@ _WAIT_S = 0.5
 
 
 def model_store(root: Path) -> Path:
-    """Where the models that were fetched for runs under a root lie."""
-    return root / ".models"
+    """Where the models that were fetched for runs under a root lie; absolute, since roles run elsewhere."""
+    return root.resolve() / ".models"
 
 
 def model_files(folder: StoredFolder) -> tuple[StoredFile, ...]:
@@ -54,6 +54,8 @@ def model_files(folder: StoredFolder) -> tuple[StoredFile, ...]:
     if len(files) > _MOST_FILES:
         raise StoreError(f"{folder.address} holds {len(files)} files, more than any model")
     for file in files:
+        if not file.known:
+            raise StoreError(f"the store does not say size and time of {folder.child(file.name)}; use one that does")
         if file.size > _LARGEST_SMALL and not file.name.endswith(WEIGHTS):
             limit = f"more than the {_shown(_LARGEST_SMALL)} of any model's"
             raise StoreError(f"{folder.child(file.name)} has {_shown(file.size)}, {limit}; take it out of the folder")
@@ -246,7 +248,7 @@ def fetch_all(
 
 def outlined(config: RunConfig) -> Located:
     """The config with an outline of each model that lies in a store: enough for a plan, never for a run."""
-    return located(config, fetch_all(addresses(config), model_store(Path(config.root).resolve()), "outline"))
+    return located(config, fetch_all(addresses(config), model_store(Path(config.root)), "outline"))
 
 
 def fetched(config: RunConfig, run: RunDirectory, *, note: Note) -> RunConfig:
@@ -277,6 +279,15 @@ def as_run(config: RunConfig, run: RunDirectory) -> RunConfig:
     store = model_store(run.path.parent)
     found = {address: store / pin for address, pin in _read_pins(run).items()}
     return located(config, {address: folder for address, folder in found.items() if folder.is_dir()}).config
+
+
+def as_resumed(config: RunConfig, resume: str) -> RunConfig:
+    """The config as `rlhf train --resume` will run it, for its checks: where it goes on with a run, with that run's
+    folders, so that the store need not have the models any more."""
+    if resume == "never" or not addresses(config):
+        return config
+    run = find_resumable(Path(config.root).resolve(), config) if resume == "auto" else RunDirectory(Path(resume))
+    return config if run is None else as_run(config, run)
 
 
 def _read_pins(run: RunDirectory) -> dict[str, str]:

@@ -26,7 +26,10 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://\S.*")
 _PASSWORD = re.compile(r"://[^/]*:[^/]*@")
 _NOT_PLAIN = ("?", "#", "%", "\\", "::", "*", "[", "]")
 _NAME = re.compile(r"[^/\\\0]{1,255}")
-_VERSION = ("ETag", "etag", "md5Hash", "content_md5", "generation", "mtime", "LastModified", "last_modified", "created")
+_VERSION = (
+    "ETag", "etag", "md5Hash", "content_md5", "generation", "blob_id", "mtime", "LastModified", "last_modified",
+    "updated", "modificationTime", "last_write_time", "modify", "time", "created",
+)  # fmt: skip
 _BLOCK = 16 << 20  # bytes asked for at a time
 _Result = TypeVar("_Result")
 
@@ -77,12 +80,17 @@ def address_problem(address: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file of a folder in a store; `version` changes when its content does."""
+    """A file of a folder in a store; `version` changes when its content does. -1, empty: the store does not say."""
 
     name: str
     path: str
     size: int
     version: str
+
+    @property
+    def known(self) -> bool:
+        """Whether a change of it would be seen."""
+        return self.size >= 0 and self.version != ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +154,10 @@ def list_folder(address: str) -> StoredFolder:
             continue
         if entry.get("type") == "directory":
             folders.append(name)
-        elif isinstance(entry.get("size"), int):
+        else:
+            size = entry.get("size")
             version = next((f"{key} {entry[key]}" for key in _VERSION if entry.get(key) is not None), "")
-            files.append(StoredFile(name, where, entry["size"], version))
+            files.append(StoredFile(name, where, size if isinstance(size, int) else -1, version))
     if not files and not folders:
         raise StoreError(f"no such folder: {address}, or it is empty")
     files.sort(key=lambda file: file.name)
@@ -206,8 +215,8 @@ def patiently(work: Callable[[Callable[[], None]], _Result], *, what: str, patie
         except BaseException as error:  # noqa: BLE001 - the caller gets it
             outcome.set_exception(error)
 
-    threading.Thread(target=run, name="store", daemon=True).start()
-    try:
+    try:  # from its first moment, when an interruption may come too
+        threading.Thread(target=run, name="store", daemon=True).start()
         while not wait([outcome], timeout=patience_s).done:
             if not moved.is_set():
                 raise StoreError(f"no answer for {patience_s:g} s from {what}; look at the store, then try again")

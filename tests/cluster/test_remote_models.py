@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import threading
+from pathlib import Path
 
+import fsspec
 import pytest
 import stored
 from fsspec.implementations.memory import MemoryFileSystem
@@ -13,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from cluster.config import parse_config
-from cluster.remote_models import addresses, as_run, fetch, fetched, model_store, outlined
+from cluster.remote_models import addresses, as_resumed, as_run, fetch, fetched, model_store, outlined
 from cluster.run_directory import RunDirectory
 from cluster.stores import StoreError
 from trainers.errors import UserError
@@ -185,6 +187,21 @@ def test_a_run_notes_what_it_began_with_and_goes_on_with_that(tmp_path):
     assert fetched(config, other, note=lambda _: None) != began
 
 
+def test_the_checks_of_a_resumed_run_need_no_store(tmp_path, monkeypatch):
+    stored.put_model(ADDRESS)
+    run, config = new_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    began = fetched(config, RunDirectory(Path(run.path.name)), note=lambda _: None)
+    assert Path(began.policy.model).is_absolute()
+    fsspec.filesystem("memory").rm("/models/policy", recursive=True)
+    assert as_resumed(config, run.path.name) == began
+    assert as_resumed(config, "never") == config
+    assert as_resumed(config, "auto") == config  # a run without a checkpoint is not resumed by itself
+    (run.checkpoints / "step-000001").mkdir()
+    (run.checkpoints / "step-000001" / "manifest.json").write_text("{}")
+    assert as_resumed(config, "auto") == began
+
+
 def test_a_run_is_not_resumed_with_another_model_than_it_began_with(tmp_path):
     stored.put_model(ADDRESS)
     run, config = new_run(tmp_path)
@@ -195,3 +212,24 @@ def test_a_run_is_not_resumed_with_another_model_than_it_began_with(tmp_path):
         fetched(config, run, note=lambda _: None)
     assert caught.value.problems[0].where == "policy.model"
     assert began.rpartition("/")[0].rpartition("/")[2] in str(caught.value)
+
+
+class Timeless(MemoryFileSystem):
+    """A store whose listing has sizes only."""
+
+    protocol = "timeless"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(path.replace("timeless://", "memory://"))
+
+    def ls(self, path, detail=True, **options):
+        keys = ("name", "size", "type")
+        return [{key: entry[key] for key in keys} for entry in super().ls(path, detail=True, **options)]
+
+
+def test_a_store_that_would_not_show_a_change_is_refused(store):
+    fsspec.register_implementation("timeless", Timeless, clobber=True)
+    stored.put_model(ADDRESS)
+    with pytest.raises(StoreError, match=r"does not say size and time of timeless://models/policy/config\.json"):
+        fetch("timeless://models/policy", store, "whole")

@@ -94,6 +94,7 @@ def test_names_that_lead_out_are_left_out():
     fsspec.register_implementation("hostile", Hostile, clobber=True)
     folder = list_folder("hostile://m")
     assert [file.name for file in folder.files] == ["good.json"]
+    assert not folder.files[0].known  # it has no time, so that a change would not be seen
 
 
 @pytest.mark.parametrize(
