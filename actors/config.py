@@ -67,7 +67,8 @@ class PolicyConfig(Config):
     """The model that is trained."""
 
     model: str
-    """Path or hub id of an instruction-tuned causal language model, or the folder of a PEFT adapter on one."""
+    """Path, address in a store (s3://bucket/policy) or hub id of an instruction-tuned causal language model, or path or
+    address of a PEFT adapter on one."""
     adapter: Literal["merge", "continue"] = "merge"
     """Where model is an adapter: merge it into its base first, which every train type can train; or continue it (lora
     and qlora), with its own rank, alpha and layers in place of policy.lora's."""

@@ -44,7 +44,7 @@ class ModelReward(_Reward):
     type: Literal["model"]
     """Selects this kind of reward."""
     model: str = Field(min_length=1)
-    """Path or hub id of a sequence-classification model with one label, with its tokenizer."""
+    """Path, address in a store or hub id of a sequence-classification model with one label, with its tokenizer."""
     replicas: int = Field(default=1, ge=1)
     """Copies of the model; groups are spread over them."""
     gpus: float = Field(default=0, ge=0)

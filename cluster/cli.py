@@ -96,8 +96,9 @@ def train(
 
     run = load_config(config, overrides or [])
     from cluster.plan import find_problems
+    from cluster.remote_models import as_resumed
 
-    problems = find_problems(run)
+    problems = find_problems(as_resumed(run, resume))
     if resume not in ("auto", "never") and not Path(resume).is_dir():
         problems = [Problem("--resume", f"no such folder: {resume}; give auto, never or a run's directory"), *problems]
     if problems:
@@ -174,7 +175,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any that is free.")] = 8080,
     root: Root = Path("runs"),
-    models: Annotated[list[Path] | None, typer.Option(help="Folder to find models in. Repeatable.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Option(metavar="DIR", help="Folder or s3://… to find models in. Repeatable.")
+    ] = None,
     data: Annotated[list[str] | None, typer.Option(help="Folder that prompts may come from. Repeatable.")] = None,
     reward_files: Annotated[
         list[Path] | None, typer.Option(help="Folder whose .py files may be reward functions. Repeatable.")

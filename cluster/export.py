@@ -17,6 +17,7 @@ from actors.origin import find_origin
 from cluster.config import RunConfig, parse_config
 from cluster.files import free_bytes, write_atomic
 from cluster.plan_models import read_model
+from cluster.remote_models import as_run
 from cluster.run_directory import RunDirectory
 from trainers.errors import Problem, UserError
 from trainers.types import Int32Array
@@ -32,7 +33,7 @@ def export_merged(path: Path, target: Path) -> dict[str, Any]:
     has too little space.
     """
     run = RunDirectory.open(path.resolve())
-    config = parse_config(run.config())
+    config = as_run(parse_config(run.config()), run)
     _require_adapter(run, config)
     policy = find_origin(config.policy).in_run(run.merged)
     base = str(run.base) if run.base.is_dir() else policy.model

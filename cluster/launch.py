@@ -28,6 +28,7 @@ from cluster.driver import Data, Driver, Interrupted, Sinks
 from cluster.progress import Progress, make_progress
 from cluster.ranks import read_ranks
 from cluster.recorder import Recorder
+from cluster.remote_models import addresses, fetched
 from cluster.roles import RunningRoles, open_roles
 from cluster.run_directory import RunDirectory, RunError, config_digest, find_resumable, resume_differences
 from trainers.algorithms.catalog import make_algorithm
@@ -88,9 +89,13 @@ def choose_run(config: RunConfig, resume: str) -> tuple[RunDirectory, bool]:
 def _attempt(config: RunConfig, run: RunDirectory, progress: Recording, memory: dict[str, int]) -> int:
     """Run, and write down how it ended. The named boundary: every failure becomes `run.json`'s error."""
     try:
+        if addresses(config):
+            progress.phase("fetch models")
+        with termination_interrupts():
+            here = fetched(config, run, note=progress.note)
         progress.phase("start Ray")
         with ray_cluster() as own:
-            asyncio.run(_run(config, run, progress, memory, own_cluster=own))
+            asyncio.run(_run(here, run, progress, memory, digest=config_digest(config), own_cluster=own))
     except Interrupted as stopped:
         run.update(state="stopped", step=stopped.step)
         progress.note(f"stopped after step {stopped.step}; the same command goes on from there")
@@ -157,9 +162,26 @@ def ray_cluster() -> Iterator[bool]:
         ray.shutdown()
 
 
+@contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Before there is a loop, a termination ends the run as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 async def _run(
-    config: RunConfig, run: RunDirectory, progress: Recording, memory: dict[str, int], *, own_cluster: bool
+    config: RunConfig,
+    run: RunDirectory,
+    progress: Recording,
+    memory: dict[str, int],
+    *,
+    digest: str,
+    own_cluster: bool,
 ) -> None:
+    """`digest`: of the config as the user gave it; in this one every model is here."""
     ending_on_termination()
     data = open_data(config, run)
     checkpoints = CheckpointStore(run.checkpoints, config.checkpoint.keep)
@@ -173,7 +195,7 @@ async def _run(
                 data,
                 Sinks(recorder=recorder, checkpoints=checkpoints, progress=progress),
                 algorithm=make_algorithm(config.algorithm, config.train),
-                config_digest=config_digest(config),
+                config_digest=digest,
             )
             with stopping_on_signals(driver):
                 await _restore(driver, checkpoints, checkpoint, recorder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from cluster.plan_models import (
     target_problems,
     vocabulary_problems,
 )
+from cluster.remote_models import outlined
 from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig
 from trainers.errors import Problem, UserError
 
@@ -62,6 +63,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Findings:
+    config: RunConfig  # models that lie in stores are folders here
     origin: Origin | None
     model: ModelInfo | None
     prompts: int | None
@@ -74,7 +76,7 @@ def make_plan(config: RunConfig, *, gpus: bool | None = None) -> Plan:
     on_gpus = _machine_has_gpus() if gpus is None else gpus
     estimates: list[MemoryEstimate | None] = []
     if found.model is not None and found.origin is not None:
-        settled = config.model_copy(update={"policy": found.origin.policy})
+        settled = found.config.model_copy(update={"policy": found.origin.policy})
         estimates = [generator_memory(settled, found.model, gpus=on_gpus), learner_memory(settled, found.model)]
     return Plan(
         config=config,
@@ -98,6 +100,16 @@ def _machine_has_gpus() -> bool:
 
 
 def _inspect(config: RunConfig) -> _Findings:
+    try:
+        here = outlined(config)
+    except UserError as error:
+        prompts, problems = _prompts(config, tokenize=False)
+        return _Findings(config, None, None, prompts, [*cross_checks(config), *error.problems, *problems])
+    found = _inspect_folders(here.config)
+    return replace(found, problems=here.named(found.problems))
+
+
+def _inspect_folders(config: RunConfig) -> _Findings:
     problems = cross_checks(config) + validate_rewards(config.rewards, Path.cwd())
     origin, model = None, None
     try:
@@ -116,7 +128,7 @@ def _inspect(config: RunConfig) -> _Findings:
     if origin is not None and model is not None:
         problems += _companion_problems(config, origin)
     prompts, data_problems = _prompts(config, tokenize=model is not None)
-    return _Findings(origin, model, prompts, problems + data_problems)
+    return _Findings(config, origin, model, prompts, problems + data_problems)
 
 
 def _companion_problems(config: RunConfig, origin: Origin) -> list[Problem]:

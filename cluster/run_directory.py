@@ -148,6 +148,7 @@ class RunDirectory:
         self.tensorboard = path / "tensorboard"
         self.logs = path / "logs"
         self.rejected = path / "rejected.jsonl"
+        self.stored_models = path / "models.json"  # which folder each model from a store came to
 
     @classmethod
     def create(cls, root: Path, name: str, config: BaseModel) -> RunDirectory:

@@ -161,6 +161,10 @@ def _find_base(folder: Path, config: Mapping[str, Any]) -> str:
     file, named = folder / CONFIG, config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise ValueError(f"{file} names no base (base_model_name_or_path); write the base model's path there")
+    if "://" in named:
+        raise ValueError(
+            f"the base of {folder} is the address {named}, and only a folder or a hub id can be a base; write one there"
+        )
     for start in (folder, Path.cwd()):
         if os.path.isdir(start / named):
             base = os.path.abspath(start / named)

@@ -119,6 +119,8 @@ class ModelList(BaseModel):
     models: list[FoundModel]
     roots: list[str]
     truncated: bool
+    problems: list[str]
+    """Of roots in stores that do not answer, or have not yet."""
 
 
 class RunAnswer(BaseModel):

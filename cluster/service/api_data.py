@@ -32,8 +32,11 @@ from cluster.service.answers import (
 from cluster.service.creating import Using, check_tree, make_plan, uses
 from cluster.service.errors import ApiError
 from cluster.service.models import Kind
+from cluster.service.settings import Settings
+from cluster.service.stored import outlines
 from cluster.service.uploads import announced_size, receive_file
 from cluster.service.vetting import model_problem
+from cluster.stores import is_address
 
 CHECK_S, ROWS_S, LENGTHS_S = 1800.0, 60.0, 600.0
 _MOST_FUNCTIONS, _LONGEST_SOURCE = 500, 1 << 20
@@ -70,7 +73,7 @@ async def service(parts: Using) -> ServiceInfo:
     return ServiceInfo(
         version=version("rlhf-online"),
         root=str(settings.root),
-        model_roots=[str(root) for root in settings.model_roots],
+        model_roots=_model_roots(settings),
         data_roots=list(settings.data_roots),
         upload_limit_bytes=settings.max_upload_bytes,
         at_once=settings.at_once,
@@ -119,9 +122,16 @@ async def plan(parts: Using, tree: Tree, gpus: bool | None = None) -> PlanAnswer
 @router.get("/models")
 async def models(parts: Using, kind: Kind | None = None) -> ModelList:
     """The models that were found."""
-    found, truncated = await asyncio.to_thread(parts.models.find)
-    wanted = [model for model in found if kind is None or model.kind == kind]
-    return ModelList(models=wanted, roots=[str(root) for root in parts.settings.model_roots], truncated=truncated)
+    (found, truncated), (stored, more, problems) = await asyncio.gather(
+        asyncio.to_thread(parts.models.find), asyncio.to_thread(parts.stored_models.find)
+    )
+    wanted = [model for model in (*found, *stored) if kind is None or model.kind == kind]
+    roots = _model_roots(parts.settings)
+    return ModelList(models=wanted, roots=roots, truncated=truncated or more, problems=problems)
+
+
+def _model_roots(settings: Settings) -> list[str]:
+    return [*map(str, settings.model_roots), *settings.model_stores]
 
 
 @router.post("/datasets", status_code=201, openapi_extra=_FORM)
@@ -176,6 +186,8 @@ async def lengths(
     found = parts.datasets.get(dataset_id)
     if problem := model_problem(model, parts.settings):
         raise ApiError(422, "invalid_request", f"model: {problem}")
+    if is_address(model):
+        model = (await outlines(parts.planner, {"model": model}, parts.settings))[model]
     arguments = {"path": found["path"], "model": model, "max_prompt_tokens": max_prompt_tokens}
     report = await parts.planner.call("lengths", arguments, deadline_s=LENGTHS_S)
     if "lengths" not in report:

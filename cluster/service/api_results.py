@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import EventSourceResponse
 from starlette.responses import JSONResponse, StreamingResponse
 
+from cluster.remote_models import as_run
 from cluster.service.answers import ChatRequest, LogAnswer, Ticket
 from cluster.service.creating import Parts, Using, config_of
 from cluster.service.errors import ApiError, not_found
@@ -120,7 +121,9 @@ async def tokens(parts: Using, run_id: RunId, query: Annotated[TokensQuery, Quer
 def _tokens(parts: Parts, run_id: str, query: TokensQuery) -> dict[str, Any]:
     directory = parts.runs.directory(run_id)
     _, config = config_of(directory)
-    folders = [directory.model, *([Path(tokenizer_source(config.policy.model))] if config is not None else [])]
+    folders = [directory.model]
+    if config is not None:
+        folders.append(Path(tokenizer_source(as_run(config, directory).policy.model)))
     tokenizer = next((file for folder in folders if (file := folder / "tokenizer.json").is_file()), None)
     return sample_tokens(
         directory.rollouts, kind=query.kind, step=query.step, sample_id=query.sample, tokenizer=tokenizer

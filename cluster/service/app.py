@@ -24,6 +24,7 @@ from cluster.service.ray_cluster import RayCluster
 from cluster.service.run_view import Runs
 from cluster.service.security import Attempts, Guard, Tickets
 from cluster.service.settings import PREFIX, Settings
+from cluster.service.stored import StoredModels
 
 _ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": errors.ErrorAnswer, "description": "What went wrong."}}
 
@@ -59,6 +60,7 @@ def make_parts(settings: Settings, cluster: RayCluster) -> Parts:
         cluster=cluster,
         queue=Queue(runs, cluster, at_once=settings.at_once),
         models=Models(settings.model_roots, settings.root),
+        stored_models=StoredModels(settings.model_stores),
         datasets=Datasets(settings.datasets, most=settings.max_uploads_bytes),
         metrics=MetricsReader(),
         tickets=Tickets(),

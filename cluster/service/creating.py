@@ -20,6 +20,7 @@ from fastapi import Depends, Request
 from cluster.config import RunConfig, parse_config, problems_as_json
 from cluster.files import write_atomic
 from cluster.overrides import set_path
+from cluster.remote_models import addresses
 from cluster.run_directory import RunDirectory
 from cluster.service.datasets import Datasets
 from cluster.service.errors import ApiError, invalid_config
@@ -31,6 +32,7 @@ from cluster.service.ray_cluster import RayCluster
 from cluster.service.run_view import Run, Runs, actions, view
 from cluster.service.security import Tickets
 from cluster.service.settings import Settings
+from cluster.service.stored import StoredModels, outlines
 from cluster.service.vetting import owned, redacted, short_yaml, vet
 from trainers.errors import Problem, UserError
 
@@ -49,6 +51,7 @@ class Parts:
     cluster: RayCluster
     queue: Queue
     models: Models
+    stored_models: StoredModels
     datasets: Datasets
     metrics: MetricsReader
     tickets: Tickets
@@ -97,8 +100,13 @@ async def make_plan(
         config = parse_config(owned(tree, parts.settings))
     except UserError as error:
         return _no_plan(error.problems)
-    if problems := vet(config, parts.settings, trusted=trusted):
-        return {**_no_plan(problems), "config": config.model_dump(mode="json"), "yaml": short_yaml(config)}
+    try:
+        if problems := vet(config, parts.settings, trusted=trusted):
+            raise UserError(problems)
+        if wanted := addresses(config):
+            await outlines(parts.planner, wanted, parts.settings, trusted=trusted)
+    except UserError as error:
+        return {**_no_plan(error.problems), "config": config.model_dump(mode="json"), "yaml": short_yaml(config)}
     if gpus is None:
         gpus = await _has_gpus(parts)
     arguments = {"config": config.model_dump(mode="json"), "gpus": gpus}

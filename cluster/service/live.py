@@ -12,6 +12,7 @@ from sse_starlette import EventSourceResponse, JSONServerSentEvent, ServerSentEv
 from starlette.exceptions import HTTPException
 
 from cluster.files import RunDirectoryError
+from cluster.remote_models import as_run
 from cluster.run_directory import RunDirectory
 from cluster.service.answers import ChatRequest
 from cluster.service.creating import Parts, config_of
@@ -79,7 +80,8 @@ def chat_models(parts: Parts, run_id: str, asked: ChatRequest) -> tuple[dict[str
         _, config = config_of(directory)
         if config is None:
             raise ApiError(409, "conflict", "the run's config cannot be read, so its base is not known")
-        histories["base"], models["base"] = [turn.model_dump() for turn in asked.base], config.policy.model
+        histories["base"] = [turn.model_dump() for turn in asked.base]
+        models["base"] = as_run(config, directory).policy.model
     if any(history[-1]["role"] != "user" for history in histories.values()):
         raise ApiError(422, "invalid_request", "each history must end with a user turn")
     return models, histories

@@ -20,7 +20,8 @@ from trainers.errors import UserError
 Kind: TypeAlias = Literal["policy", "reward", "adapter", "other"]
 
 DEPTH = 4  # levels below a root
-_MOST_FOLDERS, _MOST_MODELS = 20_000, 2_000
+MOST_MODELS = 2_000
+_MOST_FOLDERS = 20_000
 _LONGEST_JSON = 16 << 20
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 _DEFAULT_LABELS = 2  # of a config.json that does not say
@@ -60,14 +61,14 @@ class Models:
         found: list[FoundModel] = []
         for root in self._roots:
             for folder in _model_folders(root):
-                found.append(self._described(folder, _name(folder, root), run=None))
-                if len(found) >= _MOST_MODELS:
+                found.append(self._described(folder, shown_name(folder.relative_to(root).parts, folder.name), run=None))
+                if len(found) >= MOST_MODELS:
                     return found, True
-        for folder in sorted(self._runs.glob("*/model"), reverse=True)[: _MOST_MODELS - len(found)]:
+        for folder in sorted(self._runs.glob("*/model"), reverse=True)[: MOST_MODELS - len(found)]:
             if _is_model(folder):
                 run = folder.parent.name
                 found.append(self._described(folder, f"{run} (trained)", run=run))
-        return found, len(found) >= _MOST_MODELS
+        return found, len(found) >= MOST_MODELS
 
     def _described(self, folder: Path, name: str, *, run: str | None) -> FoundModel:
         files = [entry.stat() for entry in os.scandir(folder) if entry.is_file()]
@@ -79,9 +80,13 @@ class Models:
         return known[1]
 
 
-def _name(folder: Path, root: Path) -> str:
-    """`org/model` for a folder of the hub's cache, else the way below the root."""
-    parts = folder.relative_to(root).parts or (folder.name,)
+def shown_name(below: Sequence[str], own: str) -> str:
+    """`org/model` for a folder of the hub's cache, else the way below the root, or its own name where it is the root.
+
+    >>> shown_name(["models--org--model", "snapshots", "5f0a"], "5f0a"), shown_name(["team", "judge"], "judge")
+    ('org/model', 'team/judge')
+    """
+    parts = below or (own,)
     if parts[0].startswith("models--"):
         return parts[0].removeprefix("models--").replace("--", "/")
     return "/".join(parts)

@@ -20,6 +20,7 @@ from cluster.service.app import make_app
 from cluster.service.ray_cluster import RayCluster, use_rays_token
 from cluster.service.security import sha256
 from cluster.service.settings import Settings, is_loopback
+from cluster.stores import address_problem, is_address
 from trainers.errors import Problem, UserError
 
 LEAST_TOKEN = 16  # characters
@@ -33,7 +34,7 @@ class ServeOptions:
     host: str
     port: int
     root: Path
-    models: tuple[Path, ...] = ()
+    models: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     reward_files: tuple[Path, ...] = ()
     at_once: int | None = None
@@ -66,17 +67,16 @@ def run_service(options: ServeOptions) -> None:
 
 def make_settings(options: ServeOptions) -> Settings:
     """Folders made absolute, with links followed. UserError naming each that is not there."""
+    stores = [entry for entry in options.models if is_address(entry)]
+    models = [Path(entry) for entry in options.models if not is_address(entry)]
+    data = [Path(entry) for entry in options.data if not is_address(entry)]
     problems = [
         Problem(name, f"no such folder: {folder}")
-        for name, folders in (("--models", options.models), ("--reward-files", options.reward_files))
+        for name, folders in (("--models", models), ("--reward-files", options.reward_files), ("--data", data))
         for folder in folders
         if not folder.is_dir()
     ]
-    problems += [
-        Problem("--data", f"no such folder: {entry}")
-        for entry in options.data
-        if "://" not in entry and not Path(entry).is_dir()
-    ]
+    problems += [Problem("--models", f"an address {wrong}") for entry in stores if (wrong := address_problem(entry))]
     if problems:
         raise UserError(problems)
     root = options.root.resolve()
@@ -86,8 +86,9 @@ def make_settings(options: ServeOptions) -> Settings:
         raise UserError([Problem("--root", f"cannot be used: {error.strerror}: {root}")]) from error
     return Settings(
         root=root,
-        model_roots=tuple(folder.resolve() for folder in options.models),
-        data_roots=tuple(entry if "://" in entry else str(Path(entry).resolve()) for entry in options.data),
+        model_roots=tuple(folder.resolve() for folder in models),
+        model_stores=tuple(entry.rstrip("/") for entry in stores),
+        data_roots=tuple(entry if is_address(entry) else str(Path(entry).resolve()) for entry in options.data),
         reward_roots=tuple(folder.resolve() for folder in options.reward_files),
         at_once=options.at_once,
         max_upload_bytes=int(options.max_upload_gb * 1e9),

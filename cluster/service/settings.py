@@ -16,6 +16,7 @@ class Settings:
 
     root: Path
     model_roots: tuple[Path, ...] = ()
+    model_stores: tuple[str, ...] = ()  # beginnings of remote addresses such as s3://bucket/models
     data_roots: tuple[str, ...] = ()  # folders, or beginnings of remote addresses such as s3://bucket/prompts
     reward_roots: tuple[Path, ...] = ()
     at_once: int | None = None  # runs at the same time; None: as many as the resources hold

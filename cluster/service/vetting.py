@@ -17,6 +17,7 @@ import yaml
 from cluster.config import RunConfig
 from cluster.run_directory import MERGED
 from cluster.service.settings import Settings
+from cluster.stores import address_problem, is_address, within
 from trainers.adapter_folder import find_base, is_adapter
 from trainers.errors import Problem, UserError
 
@@ -80,12 +81,32 @@ def _check_file(value: str, settings: Settings) -> str | None:
 
 
 def _check_model(value: str, settings: Settings) -> str | None:
+    return _check_place(value, settings) or _check_base(value, settings)
+
+
+def vet_bases(
+    wanted: Mapping[str, str],
+    outlines: Mapping[str, str],
+    settings: Settings,
+    *,
+    trusted: Mapping[str, Any] | None = None,
+) -> list[Problem]:
+    """What is wrong with the bases of adapters in stores: `wanted` has the addresses by key, `outlines` the folders of
+    what lies there. The base of an address that `trusted` has too may stay as well."""
+    known = {value for _, value in _leaves(trusted or {}) if isinstance(value, str)}
+    problems = []
+    for path, address in wanted.items():
+        if address not in known and (problem := _check_base(outlines[address], settings)):
+            problems.append(Problem(path, problem.replace(outlines[address], address)))
+    return problems
+
+
+def _check_base(folder: str, settings: Settings) -> str | None:
     """An adapter's folder names a base, which is loaded too, so that it has to lie where models may."""
-    problem = _check_place(value, settings)
-    if problem is not None or not is_adapter(value):
-        return problem
+    if not is_adapter(folder):
+        return None
     try:
-        base = find_base(value)
+        base = find_base(folder)
     except ValueError as error:
         return str(error)
     problem = _bad_text(base) or _check_place(base, settings)
@@ -93,6 +114,12 @@ def _check_model(value: str, settings: Settings) -> str | None:
 
 
 def _check_place(value: str, settings: Settings) -> str | None:
+    if is_address(value):
+        if problem := address_problem(value):
+            return f"this address {problem}"
+        if any(within(value, root) for root in settings.model_stores):
+            return None
+        return "this address is not allowed; ask the operator to allow its folder (rlhf serve --models)"
     if not value.startswith("/"):
         if _HUB_ID.fullmatch(value) and not os.path.exists(value):
             return None

@@ -29,6 +29,14 @@ def plan(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return as_json(make_plan(parse_config(arguments["config"]), gpus=arguments["gpus"]))
 
 
+def outline(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Folders that say what the models at some addresses are."""
+    from cluster.remote_models import fetch_all, model_store
+
+    folders = fetch_all(arguments["models"], model_store(Path(arguments["root"])), "outline")
+    return {address: str(folder) for address, folder in folders.items()}
+
+
 def check_file(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The report on one prompt file."""
     from trainers.data.check import CheckOptions, check
@@ -101,7 +109,14 @@ class Chat:
 
 def serve(requests: TextIO, answers: TextIO) -> None:
     """Answer every request until the input ends."""
-    works: dict[str, Work] = {"plan": plan, "check": check_file, "rows": rows, "lengths": lengths, "chat": Chat()}
+    works: dict[str, Work] = {
+        "plan": plan,
+        "outline": outline,
+        "check": check_file,
+        "rows": rows,
+        "lengths": lengths,
+        "chat": Chat(),
+    }
     for line in requests:
         request = json.loads(line)
 

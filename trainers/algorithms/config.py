@@ -114,7 +114,7 @@ class CriticConfig(Config):
     """The model that foresees rewards: a value head on a transformer, trained beside the policy."""
 
     model: str | None = None
-    """Path or hub id of what it starts from, such as the reward model; null = a copy of the policy."""
+    """Path, address in a store or hub id of what it starts from, such as the reward's; null = a copy of the policy."""
     train_type: Literal["full", "lora", "qlora"] = "full"
     """What is trained: all weights, or value head and adapter, with r, alpha and target_modules of policy.lora."""
     learning_rate: float = Field(default=1e-5, ge=0)
@@ -163,7 +163,7 @@ class TeacherConfig(Config):
     """The model that is learnt from; it must have the policy's vocabulary."""
 
     model: str
-    """Path or hub id."""
+    """Path, address in a store, or hub id."""
     served: bool = False
     """Whether a vLLM engine gives its `top_k` log-probabilities, so that no learner rank holds a copy of it."""
 

@@ -118,5 +118,15 @@ def test_a_weak_token_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_every_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     none = tmp_path / "none"
     with pytest.raises(UserError) as caught:
-        make_settings(options(tmp_path, models=(none,), data=(str(none), "s3://b/p"), reward_files=(none,)))
+        make_settings(
+            options(tmp_path, models=(str(none), "s3://b/m"), data=(str(none), "s3://b/p"), reward_files=(none,))
+        )
     assert [problem.where for problem in caught.value.problems] == ["--models", "--reward-files", "--data"]
+
+
+def test_models_may_lie_in_stores(tmp_path: Path) -> None:
+    settings = make_settings(options(tmp_path, models=(str(tmp_path), "s3://bucket/models/")))
+    assert (settings.model_roots, settings.model_stores) == ((tmp_path.resolve(),), ("s3://bucket/models",))
+    with pytest.raises(UserError, match="must not hold a password") as caught:
+        make_settings(options(tmp_path, models=("sftp://me:hunter2@host/models",)))
+    assert "hunter2" not in str(caught.value)

@@ -213,6 +213,7 @@ class Service:
         return {
             "models": [common | model | {"path": f"/srv/models/{model['name']}"} for model in MODELS],
             "roots": ["/srv/models"],
+            "problems": [],
             "truncated": False,
         }
 

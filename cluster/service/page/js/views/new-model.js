@@ -30,7 +30,8 @@ export function ModelStep({ draft, change, problems, service }) {
         models=${found.filter((m) => m.role === "reward")} value=${judge?.model} onPick=${setJudge} optional
         wrong=${judge ? rewards.flatMap((r, i) => (r === judge ? problemsAt(problems, `rewards.${i}`) : [])) : []} roots=${models.data.roots} />
       <${OtherJudges} service=${service} rewards=${rewards} problems=${problems} onChange=${(next) => change("rewards", next.length ? next : undefined)} />
-      ${models.data.truncated && html`<${Notice}>There are more models than are listed; give the path of one that is missing.<//>`}`}
+      ${models.data.truncated && html`<${Notice}>There are more models than are listed; give the path of one that is missing.<//>`}
+      ${models.data.problems?.map((problem) => html`<${Notice} key=${problem}>${problem}<//>`)}`}
     <${Foot} next="data" />
   </div>`;
 }
@@ -54,7 +55,7 @@ function Picker({ name, title, help, models, value, onPick, wrong, roots, option
     </div>
     ${fitting.length > SHOWN && html`<p class="small muted">${number(fitting.length - SHOWN)} more; search for them by name.</p>`}
     ${models.length === 0 && html`<p class="muted">None was found ${roots.length ? html`under ${roots.map((root) => html`<code>${root}</code> `)}` : html`: the server was started without <code>--models DIR</code>`}. A path or a hub id can be given.</p>`}
-    <div class="field"><label for="${name}-path">Or a path or hub id</label>
+    <div class="field"><label for="${name}-path">Or a path, an address or a hub id</label>
       <input id="${name}-path" type="text" autocomplete="off" spellcheck=${false} placeholder="organisation/model" value=${typed}
         aria-invalid=${typed && wrong.length ? "true" : undefined} aria-describedby=${wrong.length ? errorId : undefined}
         onInput=${(e) => { setTyped(e.target.value); onPick(e.target.value.trim()); }} />
