@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,8 +214,18 @@ def test_the_model_loads_and_answers_as_it_was_trained(straight: Path) -> None:
 
 
 def test_killed_interrupted_and_resumed_is_as_never_stopped(straight: Path, workspace: Workspace) -> None:
-    """Kill after the first checkpoint, go on, Ctrl-C, go on: every deterministic number is that of the straight run."""
-    config = workspace.config("torn")
+    """Kill after the first checkpoint, go on, Ctrl-C, go on: every deterministic number is that of the straight run.
+
+    Its models come from a store, which is gone when it goes on.
+    """
+    store = workspace.path / "store"
+    for model in ("policy", "reward"):
+        shutil.copytree(workspace.path / model, store / model)
+    rewards = [
+        {"type": "function", "path": "rewards.py:ascii"},
+        {"type": "model", "name": "model", "model": f"file://{store}/reward", "weight": 0},
+    ]
+    config = workspace.config("torn", policy={"model": f"file://{store}/policy", "dtype": "float32"}, rewards=rewards)
 
     first = workspace.start(config)
     first.until(lambda: list(workspace.path.glob("runs/*-torn-*/checkpoints/step-000002/manifest.json")), "checkpoint")
@@ -222,6 +233,7 @@ def test_killed_interrupted_and_resumed_is_as_never_stopped(straight: Path, work
     first.wait()
     assert first.left_behind() == []
     run = workspace.run_of("torn")
+    shutil.rmtree(store)
 
     second = workspace.start(config)
     second.until(lambda: len(metrics(run)) > 4, "fourth step")
