@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
+import re
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,7 +21,14 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+_PEAK = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
 _GRACE_S = 1.0  # a rank that dies takes others with it: the cause is the first, but may be reported second
+
+
+def peak_memory() -> int:
+    """The most host memory that this process ever held, in bytes; getrusage's would begin with its parent's."""
+    found = _PEAK.search(Path("/proc/self/status").read_text(encoding="utf-8", errors="replace"))
+    return int(found[1]) * 1024 if found else 0
 
 
 class RoleError(RuntimeError):
@@ -67,7 +74,7 @@ class _Host:
 
     def peak_memory(self) -> int:
         """The most host memory that this process ever held, in bytes."""
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_memory()
 
     def node_ip(self) -> str:
         """The address under which other nodes reach this one."""

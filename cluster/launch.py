@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ from time import monotonic
 import ray
 from rich.console import Console
 
-from actors.remote import RoleError
+from actors.remote import RoleError, peak_memory
 from cluster.checkpoint import Checkpoint, CheckpointStore
 from cluster.config import RunConfig
 from cluster.driver import Data, Driver, Interrupted, Sinks
@@ -206,7 +205,7 @@ async def _run(
             if ranks := read_ranks(run.model):
                 progress.note("\n".join(["the adapter's ranks:", *ranks.lines()]))
             memory |= await roles.peak_memory()
-    memory["driver"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory["driver"] = peak_memory()
 
 
 async def _restore(
