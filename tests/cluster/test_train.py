@@ -268,6 +268,7 @@ def test_a_termination_while_the_roles_start_stops_the_run(workspace: Workspace)
 
 
 def test_a_learning_rate_of_zero_changes_nothing(workspace: Workspace) -> None:
+    """Evaluations draw with the same seeds each time, so that an unchanged policy scores the very same."""
     process = workspace.start(
         workspace.config("still"), "train.steps=2", "train.learning_rate=0", "policy.dtype=bfloat16", "eval.every=0"
     )
