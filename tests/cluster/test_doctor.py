@@ -1,4 +1,4 @@
-"""The Doctor on made curves: each disease, several seeds, against healthy noisy runs; and on two real runs.
+"""The Doctor on made curves: each disease, several seeds, against healthy noisy runs; and on real runs.
 
 Curves are written here by formula (level, drift, noise), so what must be found is known beforehand.
 """
@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from doctor_runs.record import SICK
 
-from cluster.config import parse_config
+from cluster.config import load_config, parse_config
 from cluster.service.doctor import RULES, Finding, SampleSummary, diagnose
 from cluster.service.doctor.series import Series, spikes
 
 REAL = Path(__file__).parent / "doctor_runs"
+EXAMPLE = REAL.parents[2] / "examples" / "arithmetic" / "grpo.yaml"
 SEEDS = range(8)
 Curves = dict[str, np.ndarray]
 
@@ -406,6 +408,24 @@ def test_a_policy_that_was_its_teacher_from_the_start_is_well() -> None:
     distilled(curves, 0.0)
     curves["distill/jsd"] = np.abs(curves["distill/jsd"] - 0.08) * 0.1
     assert found(curves) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("still", {"no_improvement": "warning"}),
+        ("spreadless", {"reward_without_spread": "critical", "too_little_signal": "warning"}),
+        ("failing", {"reward_failures": "warning"}),
+        ("gap", {"logprob_gap": "critical"}),
+        ("dissolved", {"truncation": "critical", "no_improvement": "warning"}),
+    ],
+)
+def test_a_real_run_made_to_show_a_disease(name: str, expected: dict[str, str]) -> None:
+    """As `doctor_runs/record.py` made it, and nothing else is found. Dissolved: rewards thrown by dice, at 1e-3."""
+    tree = load_config(EXAMPLE, list(SICK[name])).model_dump(mode="json")
+    lines = (REAL / f"{name}.samples.jsonl").read_text().splitlines()
+    findings = diagnose(real(name), tree, [SampleSummary(**json.loads(line)) for line in lines])
+    assert {finding.rule: finding.severity for finding in findings} == expected
 
 
 def test_findings_are_plain_values() -> None:

@@ -32,8 +32,8 @@ SICK: Final[Mapping[str, tuple[str, ...]]] = {
     "still": ("train.steps=45", "train.learning_rate=1e-8"),
     "spreadless": ("train.steps=20", f"rewards=[{{type: function, name: constant, path: '{REWARDS}:constant'}}]"),
     "failing": ("train.steps=20", f"rewards=[{{type: function, name: fragile, path: '{REWARDS}:fragile'}}]"),
-    "gap": ("train.steps=20", "policy.dtype=bfloat16", "sync.max_logprob_gap=0.2"),
-    "collapsed": (
+    "gap": ("train.steps=20", "policy.dtype=bfloat16", "sync.max_logprob_gap=0.15"),
+    "dissolved": (
         "train.steps=60",
         "train.learning_rate=1e-3",
         "algorithm.kl.coef=0",

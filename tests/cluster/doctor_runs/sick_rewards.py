@@ -9,8 +9,8 @@ def constant(*, completion, **columns):
 
 
 def fragile(*, completion, answer, **columns):
-    """Right or wrong; no number at all for an answer that ends in 7."""
-    return float("nan") if completion.strip().endswith("7") else float(completion.strip() == answer)
+    """Right or wrong; no number at all for some answers, about three in a hundred."""
+    return float("nan") if completion.strip().endswith(("17", "57", "97")) else float(completion.strip() == answer)
 
 
 def dice(*, completion, **columns):
