@@ -296,6 +296,17 @@ def test_samples(browse: Open, runs: dict[str, str]) -> None:
     assert [tinted.nth(i).get_attribute("class") for i in (0, 2, 4, 6, 7)] == ["", "q2", "q3", "n1", "q4"]
 
 
+def test_only_the_curves_that_a_run_has_are_drawn(browse: Open, service: Service) -> None:
+    ranks = [row | {"adalora/rank_mean": 8 - row["step"] / 40, "adalora/budget": 200} for row in recorded("healthy")]
+    service.add_run("20260131-1-plain", recorded("healthy"), "succeeded")
+    service.add_run("20260131-2-ranks", ranks, "succeeded")
+    page = browse().open("#/runs/20260131-2-ranks")
+    expect(page.get_by_role("img", name=re.compile("^Ranks of the adapter, 80 points"))).to_be_visible()
+    page.goto(page.url.replace("2-ranks", "1-plain"))
+    expect(page.get_by_role("img", name=re.compile("^KL divergence"))).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile("^(Ranks of the adapter|Replaced groups|Critic)"))).to_have_count(0)
+
+
 def test_runs_are_compared(browse: Open, runs: dict[str, str]) -> None:
     page = browse().open()
     page.get_by_label(re.compile("Compare good")).check()

@@ -18,6 +18,8 @@ const CHARTS = [
   { title: "Staleness", unit: "policy versions", keys: [["rollout/staleness_max", "oldest answer"]] },
   { title: "Off-policy correction", unit: "", keys: [["importance/ess", "effective share"], ["importance/clipped_fraction", "clipped", { colour: 1 }]] },
   { title: "Critic", unit: "explained variance", keys: [["value/explained_variance", "explained"]] },
+  { title: "Ranks of the adapter", unit: "AdaLoRA", keys: [["adalora/rank_mean", "mean of a layer"], ["adalora/budget", "budget of all layers", { right: true, dashed: true, colour: 1 }]] },
+  { title: "Replaced groups", unit: "a step", keys: [["advantage/replaced_groups", "replaced"]] },
   { title: "Samples without a score", unit: "a step", keys: [["reward/failed", "failed"]], unless: (values) => values.every((v) => !v) },
 ];
 const NO_REWARD = ["reward/mean", "reward/std", "reward/failed"];
