@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
 from stand_in import StandIn
 from stand_in_state import Service, config_tree, recorded
-
-playwright = pytest.importorskip("playwright.sync_api")
+from watched import WAIT, Open, Watched
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -26,42 +26,14 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-WAIT = 30_000  # ms until something that is waited for must be there; on a busy machine too
-
-
-class Watched:
-    """A page with what it did wrong."""
-
-    def __init__(self, page: playwright.Page, base: str) -> None:
-        self.page, self.base = page, base
-        self.foreign: list[str] = []
-        self.errors: list[str] = []
-        self.expected: list[str] = []  # parts of errors that a test provokes
-        page.set_default_timeout(WAIT)
-        page.set_default_navigation_timeout(WAIT)
-        page.on("request", lambda request: None if request.url.startswith(base) else self.foreign.append(request.url))
-        page.on("console", lambda message: self._console(message.type, message.text))
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-
-    def _console(self, kind: str, text: str) -> None:
-        if kind in ("error", "warning"):
-            self.errors.append(text)
-
-    def open(self, address: str = "#/runs") -> playwright.Page:
-        self.page.goto(f"{self.base}/{address}")
-        return self.page
-
-    def check(self) -> None:
-        assert self.foreign == []
-        assert [error for error in self.errors if not any(part in error for part in self.expected)] == []
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[playwright.Browser]:
+def chromium() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: install chromium to test the page")
-    with playwright.sync_playwright() as runner:
-        playwright.expect.set_options(timeout=WAIT)
+    with sync_playwright() as runner:
+        expect.set_options(timeout=WAIT)
         browser = runner.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
         browser.close()
@@ -83,11 +55,8 @@ def server(service: Service) -> Iterator[StandIn]:
         thread.join(10)
 
 
-Open = Callable[..., Watched]
-
-
 @pytest.fixture
-def browse(chromium: playwright.Browser, server: StandIn) -> Iterator[Open]:
+def browse(chromium: Browser, server: StandIn) -> Iterator[Open]:
     """Opens watched pages: `browse(width=360, theme="dark")`."""
     watched: list[Watched] = []
 

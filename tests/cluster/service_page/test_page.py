@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import Open
 from playwright.sync_api import Page, expect
 from stand_in import StandIn
 from stand_in_state import Service, recorded
+from watched import Open
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Watched
 from playwright.sync_api import Browser, Page, expect
+from watched import Watched
 
 from trainers.tiny_models import make_random_policy, make_random_reward_model
 
