@@ -28,8 +28,9 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """For a module and no longer: while it lives, its event loop holds the main thread, and no async test can run."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: install chromium to test the page")
     with sync_playwright() as runner:
