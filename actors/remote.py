@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,9 +27,11 @@ _GRACE_S = 1.0  # a rank that dies takes others with it: the cause is the first,
 
 
 def peak_memory() -> int:
-    """The most host memory that this process ever held, in bytes; getrusage's would begin with its parent's."""
+    """The most host memory that this process ever held, in bytes; getrusage's, where Linux tells no other, may be that
+    of the process that started this one."""
     found = _PEAK.search(Path("/proc/self/status").read_text(encoding="utf-8", errors="replace"))
-    return int(found[1]) * 1024 if found else 0
+    kibibytes = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes * 1024
 
 
 class RoleError(RuntimeError):
@@ -141,7 +144,8 @@ class ActorGroup:
     async def _result(self, ref: Awaitable[Any], rank: int, phase: str, deadline_s: float) -> Any:
         log = str(self.logs[rank])
         try:
-            return await asyncio.wait_for(ref, deadline_s)
+            async with asyncio.timeout(deadline_s):
+                return await ref
         except RayTaskError as error:  # before TimeoutError, which it may be too: Ray gives it its cause's type
             kind, message = type(error.cause).__name__, str(error.cause) or "(no message)"
         except ActorDiedError as error:

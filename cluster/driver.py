@@ -127,6 +127,8 @@ class Driver:
             if self._step == 0 and self._data.eval_prompts:
                 self._note({"step": 0} | await self._unless_stopped(self._evaluate()))
             while self._step < train.steps:
+                if self._stop.is_set():  # asked within the last step; the next must not begin
+                    raise Interrupted(self._step)
                 await self._one_step(buffer)
             await self._save(buffer)
         except Interrupted:
@@ -266,7 +268,8 @@ class Driver:
         )
         deadline = self._config.timeouts.save_s
         try:
-            await asyncio.wait_for(asyncio.to_thread(store.commit, self._step, state), deadline)
+            async with asyncio.timeout(deadline):
+                await asyncio.to_thread(store.commit, self._step, state)
         except TimeoutError:
             message = f"the checkpoint of step {self._step} was not written within {deadline:g} s (timeouts.save_s)"
             raise RunDirectoryError(message) from None

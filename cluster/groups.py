@@ -125,7 +125,8 @@ class GroupProducer:
             return GroupScores(rewards={}, reward=(0.0,) * len(request.completions))
         deadline = self._config.timeouts.reward_s
         try:
-            return await asyncio.wait_for(self._roles.scorer.score(request), deadline)
+            async with asyncio.timeout(deadline):
+                return await self._roles.scorer.score(request)
         except TimeoutError:
             message = f"the reward service gave no answer within {deadline:g} s (timeouts.reward_s)"
             raise RewardsFailedError(message) from None

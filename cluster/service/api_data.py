@@ -140,8 +140,8 @@ async def upload(parts: Using, request: Request) -> DatasetAnswer:
     datasets, limit = parts.datasets, parts.settings.max_upload_bytes
     partial = await asyncio.to_thread(datasets.begin)
     try:
-        with datasets.room_for(min(limit, announced_size(request) or limit)):
-            name, _ = await receive_file(request, partial / "upload", limit=limit)
+        with datasets.room_for(announced_size(request), limit=limit) as room:
+            name, _ = await receive_file(request, partial / "upload", limit=room)
             file = datasets.name_file(partial, partial / "upload", name)
             report = await parts.checker.call("check", {"path": str(file)}, deadline_s=CHECK_S)
             return DatasetAnswer.model_validate(datasets.finish(partial, file, name, report))

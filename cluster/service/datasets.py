@@ -41,23 +41,25 @@ class Datasets:
         self._coming = 0
 
     @contextmanager
-    def room_for(self, size: int) -> Iterator[None]:
+    def room_for(self, announced: int | None, *, limit: int) -> Iterator[int]:
         """Room set aside for an upload while it comes, so that many at once cannot take more than there is.
 
+        Yields how many bytes may come: `limit`, or less where an upload does not announce its size and there is less.
         Raises ApiError 413.
         """
         taken = sum(map(_size, self._folder.glob("ds-*/prompts*"))) + self._coming
+        on_disk = shutil.disk_usage(self._folder.parent).free - self._coming - LEAST_FREE
+        size = max(1, min(limit, announced if announced is not None else min(self._most - taken, on_disk)))
         if taken + size > self._most:
-            raise ApiError(
-                413,
-                "too_large",
-                f"uploads take {_gb(taken)} of {_gb(self._most)} GB; delete datasets (--max-uploads-gb)",
-            )
-        if size > shutil.disk_usage(self._folder.parent).free - self._coming - LEAST_FREE:
-            raise ApiError(413, "too_large", "the disk that uploads are stored on is nearly full")
+            have = f"uploads take {_gb(taken)} of the {_gb(self._most)} GB that they may"
+            advice = "delete datasets that no run needs, or ask the operator for more (rlhf serve --max-uploads-gb)"
+            raise ApiError(413, "too_large", f"{have}, and this one would add {_gb(size)}; {advice}")
+        if size > on_disk:
+            advice = "delete datasets or runs, or ask the operator"
+            raise ApiError(413, "too_large", f"the disk that uploads are stored on is nearly full; {advice}")
         self._coming += size
         try:
-            yield
+            yield limit if announced is not None else size
         finally:
             self._coming -= size
 

@@ -84,7 +84,7 @@ class RayCluster:
         """Find the cluster at the given address, or the one started before, or start one; what fails is kept."""
         self._starting = True
         try:
-            async with asyncio.timeout(START_S + ASK_S):  # unlike wait_for it never swallows a cancellation
+            async with asyncio.timeout(START_S + ASK_S):
                 await asyncio.to_thread(self._connect)
         except (OSError, RuntimeError, TimeoutError, subprocess.SubprocessError) as error:
             self._problem = f"no Ray cluster: {_first_line(error)}"

@@ -46,18 +46,19 @@ class Ending(MemoryFileSystem):
 fsspec.register_implementation("ending", Ending, clobber=True)
 
 
+def config_of(tmp_path, policy, reward):
+    models = {"policy": {"model": policy}, "rewards": [reward]}
+    return parse_config(
+        {"root": str(tmp_path), **models, "data": {"prompts": "p.jsonl"}, "algorithm": {"type": "grpo"}}
+    )
+
+
 def test_a_model_that_cannot_be_had_ends_the_run_before_ray_is_started(tmp_path):
     stored.put_model("memory://models/policy")
-    tree = {
-        "root": str(tmp_path),
-        "policy": {"model": "memory://models/policy"},
-        "data": {"prompts": "p.jsonl"},
-        "rewards": [{"type": "model", "model": "memory://models/none"}],
-        "algorithm": {"type": "grpo"},
-    }
+    config = config_of(tmp_path, "memory://models/policy", {"type": "model", "model": "memory://models/none"})
     told = io.StringIO()
     with pytest.raises(UserError, match=r"rewards\.0\.model: no such folder: memory://models/none"):
-        launch.train(parse_config(tree), console=Console(file=told, width=200))
+        launch.train(config, console=Console(file=told, width=200))
     assert "fetch models …" in told.getvalue()
     assert "fetching memory://models/policy (" in told.getvalue()
     assert "start Ray" not in told.getvalue()
@@ -68,15 +69,9 @@ def test_a_model_that_cannot_be_had_ends_the_run_before_ray_is_started(tmp_path)
 
 def test_a_termination_while_a_model_is_fetched_stops_the_run(tmp_path):
     stored.put_model("memory://models/policy")
-    tree = {
-        "root": str(tmp_path),
-        "policy": {"model": "ending://models/policy"},
-        "data": {"prompts": "p.jsonl"},
-        "rewards": [{"type": "http", "url": "http://judge/score"}],
-        "algorithm": {"type": "grpo"},
-    }
+    config = config_of(tmp_path, "ending://models/policy", {"type": "http", "url": "http://judge/score"})
     before = signal.getsignal(signal.SIGTERM)
-    outcome = launch.train(parse_config(tree), console=Console(file=io.StringIO()))
+    outcome = launch.train(config, console=Console(file=io.StringIO()))
     Ending.ended.set()
     assert outcome.exit_code == launch.INTERRUPTED
     assert outcome.run.record().state == "stopped"

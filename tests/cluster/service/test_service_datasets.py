@@ -163,31 +163,38 @@ def test_all_uploads_together_are_bounded(settings: Settings) -> None:
         refused = client.post("/api/v1/datasets", files={"file": ("a.txt", b" " * 1000)})
         first, second, third = (client.post("/api/v1/datasets", files=small) for _ in range(3))
         unannounced = client.post(
-            "/api/v1/datasets", content=_form(iter([b" "])), headers={"Content-Type": "multipart/form-data; boundary=b"}
+            "/api/v1/datasets",
+            content=_form(iter([b" " * 1200])),
+            headers={"Content-Type": "multipart/form-data; boundary=b"},
         )
         fourth = client.post("/api/v1/datasets", files=small)
         client.delete(f"/api/v1/datasets/{first.json()['id']}")
         again = client.post("/api/v1/datasets", files=small)
     assert [a.status_code for a in (refused, first, second, third)] == [415, 201, 201, 201]
     assert [a.status_code for a in (unannounced, fourth, again)] == [413, 413, 201]
-    assert fourth.json()["error"]["message"].startswith("uploads take 3e-06 of 4e-06 GB; delete datasets")
+    assert fourth.json()["error"]["message"].startswith(
+        "uploads take 3e-06 of the 4e-06 GB that they may, and this one"
+    )
 
 
 def test_uploads_at_the_same_time_share_the_room(tmp_path: Path) -> None:
     datasets = Datasets(tmp_path / "datasets", most=1000)
-    with datasets.room_for(600):
-        with pytest.raises(ApiError, match="uploads take"), datasets.room_for(600):
+    with datasets.room_for(600, limit=700) as room:
+        assert room == 700
+        with pytest.raises(ApiError, match="uploads take"), datasets.room_for(600, limit=700):
             pass
-        with datasets.room_for(400):
-            pass
-    with datasets.room_for(1000):
+        with datasets.room_for(None, limit=700) as rest:
+            assert rest == 400
+            with pytest.raises(ApiError, match="uploads take"), datasets.room_for(None, limit=700):
+                pass
+    with datasets.room_for(1000, limit=1000), pytest.raises(ApiError), datasets.room_for(1, limit=1000):
         pass
 
 
 def test_uploads_leave_room_on_the_disk(tmp_path: Path) -> None:
     datasets = Datasets(tmp_path / "datasets", most=1 << 62)
     free = shutil.disk_usage(tmp_path).free
-    with pytest.raises(ApiError, match="nearly full"), datasets.room_for(free):
+    with pytest.raises(ApiError, match="nearly full"), datasets.room_for(free, limit=2 * free):
         pass
 
 
