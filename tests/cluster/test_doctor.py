@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doctor_runs.record import SICK
+from doctor_runs.record import SICK, TAUGHT
 
 from cluster.config import load_config, parse_config
 from cluster.service.doctor import RULES, Finding, SampleSummary, diagnose
@@ -403,6 +403,19 @@ def test_a_policy_that_follows_its_teacher_is_well(lost: float) -> None:
     assert found(curves) == {}
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_who_writes_is_no_change(seed: int) -> None:
+    """The level is another one where the teacher wrote; who writes is drawn, and the policy is near already."""
+    curves = healthy(seed)
+    distilled(curves, 0.1)
+    metrics = rows(curves)
+    for row, own in zip(metrics, np.random.default_rng(seed).random(len(metrics)) < 0.5, strict=True):
+        if not own:
+            row["distill/jsd"] *= 0.3
+            del row["rollout/logprob_gap_mean"], row["rollout/logprob_gap_max"]
+    assert diagnose(metrics, config()) == []
+
+
 def test_a_policy_that_was_its_teacher_from_the_start_is_well() -> None:
     curves = healthy(0)
     distilled(curves, 0.0)
@@ -426,6 +439,13 @@ def test_a_real_run_made_to_show_a_disease(name: str, expected: dict[str, str]) 
     lines = (REAL / f"{name}.samples.jsonl").read_text().splitlines()
     findings = diagnose(real(name), tree, [SampleSummary(**json.loads(line)) for line in lines])
     assert {finding.rule: finding.severity for finding in findings} == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), [("taught", {}), ("untaught", {"teacher_not_followed": "warning"})])
+def test_real_runs_with_a_teacher(name: str, expected: dict[str, str]) -> None:
+    """Half of the steps are the teacher's own answers. Untaught: at 1e-8."""
+    tree = load_config(EXAMPLE.with_name("gkd.yaml"), list(TAUGHT[name])).model_dump(mode="json")
+    assert {finding.rule: finding.severity for finding in diagnose(real(name), tree)} == expected
 
 
 def test_findings_are_plain_values() -> None:

@@ -17,11 +17,11 @@ from cluster.service.doctor.reward_rules import (
     reward_failures,
     reward_hacking,
     reward_without_spread,
-    teacher_not_followed,
     too_little_signal,
 )
 from cluster.service.doctor.rollout_rules import logprob_gap, truncation
 from cluster.service.doctor.samples import SampleSummary, summarise
+from cluster.service.doctor.teacher_rules import teacher_not_followed
 
 __all__ = [
     "RULES",

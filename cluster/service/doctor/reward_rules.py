@@ -27,9 +27,6 @@ HARDLY_MOVED = 1e-3  # nats per token after FLAT_STEPS: e^0.001, one token in a 
 IDLE_GROUPS = 0.7  # share of groups without any advantage: over two thirds of the generation is thrown away
 NO_SPREAD = 1e-3  # of the reward's size: float noise of a bfloat16 reward model is larger
 SPREAD_STEPS = 10  # so many steps in a row without spread are no chance
-TAUGHT = 1e-3  # nats per token: e^0.001, the teacher would give one token in a thousand otherwise
-SLOW_FALL = 0.02  # of the divergence over the whole run: less would need fifty such runs
-AWAY = 0.25  # of the divergence: a policy that learns from its teacher comes nearer
 FAILED_WARNING = 0.01  # one in a hundred: seldom enough to harm little, often enough to have a cause
 FAILED_OF_LIMIT = 0.5  # half of what stops the run (train.max_failed_fraction)
 
@@ -186,38 +183,6 @@ def _falling(patient: Patient, before: float) -> Finding:
         ),
         curves=(reward.curve("falls"),),
     )
-
-
-def teacher_not_followed(patient: Patient) -> list[Finding]:
-    """GKD: after `FLAT_STEPS` steps the divergence from the teacher is what it was, or more."""
-    jsd = patient.curve("distill/jsd")
-    if len(jsd) < FLAT_STEPS or jsd.late < TAUGHT:
-        return []
-    away = jsd.rose(at_least=AWAY * jsd.early)
-    if not away and -jsd.shift >= SLOW_FALL * jsd.early:
-        return []
-    before_after = f"After {len(jsd)} steps it is {jsd.late:.3g} nats per token, at first it was {jsd.early:.3g}"
-    remedy = (
-        Remedy("Lower the learning rate.", patient.scaled("train.learning_rate", 0.5))
-        if away
-        else Remedy(
-            "Raise the learning rate. With `algorithm.lmbda` 0 the teacher writes, which shows whether the policy can "
-            "follow it at all.",
-            patient.scaled("train.learning_rate", 3.0),
-        )
-    )
-    return [
-        Finding(
-            rule="teacher_not_followed",
-            severity="critical" if away else "warning",
-            title="The policy goes away from its teacher" if away else "The policy does not come nearer to its teacher",
-            explanation=f"{before_after}: the steps are too large."
-            if away
-            else f"{before_after}: no difference to speak of.",
-            remedy=remedy,
-            curves=(jsd.curve("the divergence from the teacher"),),
-        )
-    ]
 
 
 def too_little_signal(patient: Patient) -> list[Finding]:

@@ -1,9 +1,9 @@
-"""Makes runs that go wrong, each in its own way, and records what the Doctor is to see of them.
+"""Makes runs that go wrong, each in its own way, and one that does not, and records what the Doctor is to see of them.
 
     python tests/cluster/doctor_runs/record.py [NAME ...]
 
-Each is a real run of `examples/arithmetic/grpo.yaml` with the overrides below; beside this file then lie `NAME.jsonl`
-(its metrics, without times) and `NAME.samples.jsonl` (summaries of its first and last step).
+Each is a real run of `grpo.yaml` or `gkd.yaml` in `examples/arithmetic/` with the overrides below; beside this file
+then lie `NAME.jsonl` (its metrics, without times) and `NAME.samples.jsonl` (summaries of its first and last step).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cluster.service.doctor import summarise  # noqa: E402
 
 REWARDS: Final = HERE / "sick_rewards.py"
 CORRECT: Final = '{type: function, name: correct, path: "examples/arithmetic/rewards.py:correct", weight: %d}'
-KEPT: Final = ("reward/", "kl/", "policy/", "advantage/", "rollout/")
+KEPT: Final = ("reward/", "kl/", "policy/", "advantage/", "rollout/", "distill/")
 
 SICK: Final[Mapping[str, tuple[str, ...]]] = {
     "still": ("train.steps=45", "train.learning_rate=1e-8"),
@@ -40,11 +40,16 @@ SICK: Final[Mapping[str, tuple[str, ...]]] = {
         f"rewards=[{{type: function, name: dice, path: '{REWARDS}:dice'}}, {CORRECT % 0}]",
     ),
 }
+TAUGHT: Final[Mapping[str, tuple[str, ...]]] = {
+    "taught": ("train.steps=48", "train.learning_rate=5e-4"),
+    "untaught": ("train.steps=48", "train.learning_rate=1e-8", "train.warmup_steps=0"),
+}
 
 
 def record(name: str, root: Path) -> None:
     """Make the run and write its two files."""
-    run = run_example("grpo", name, root, ["eval.every=0", "checkpoint.every=0", *SICK[name]])
+    example, changes = ("gkd", TAUGHT[name]) if name in TAUGHT else ("grpo", SICK[name])
+    run = run_example(example, name, root, ["eval.every=0", "checkpoint.every=0", *changes])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = [{key: rounded(value) for key, value in line.items() if is_kept(key)} for line in lines if line["step"] > 0]
     write(HERE / f"{name}.jsonl", kept)
@@ -74,7 +79,7 @@ def write(file: Path, lines: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Make the runs that are named, or all."""
     prepare()
-    for name in sys.argv[1:] or SICK:
+    for name in sys.argv[1:] or (*SICK, *TAUGHT):
         with tempfile.TemporaryDirectory() as root:
             record(name, Path(root))
 

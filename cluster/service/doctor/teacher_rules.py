@@ -1,0 +1,60 @@
+"""Rules on distillation: whether the policy comes nearer to its teacher. Pure.
+
+Every threshold stands here with its reason; docs/doctor.md is the table for people.
+"""
+
+from __future__ import annotations
+
+from cluster.service.doctor.finding import Finding, Remedy
+from cluster.service.doctor.patient import Patient
+from cluster.service.doctor.reward_rules import FLAT_STEPS
+from cluster.service.doctor.series import Series, series
+
+TAUGHT = 1e-3  # nats per token: e^0.001, the teacher would give one token in a thousand otherwise
+SLOW_FALL = 0.02  # of the divergence over the whole run: less would need fifty such runs
+AWAY = 0.25  # of the divergence: a policy that learns from its teacher comes nearer
+_BY_THE_POLICY = "rollout/logprob_gap_mean"  # measured where the policy wrote the step's answers, and only there
+
+
+def teacher_not_followed(patient: Patient) -> list[Finding]:
+    """GKD: after `FLAT_STEPS` steps the divergence from the teacher is what it was, or more."""
+    jsd = _divergence(patient)
+    if len(patient.curve("distill/jsd")) < FLAT_STEPS or not jsd.long_enough or jsd.late < TAUGHT:
+        return []
+    said = f"After {jsd.steps[-1]} steps it is {jsd.late:.3g} nats per token, at first it was {jsd.early:.3g}"
+    if jsd.rose(at_least=AWAY * jsd.early):
+        remedy = Remedy("Lower the learning rate.", patient.scaled("train.learning_rate", 0.5))
+        return [
+            Finding(
+                rule="teacher_not_followed",
+                severity="critical",
+                title="The policy goes away from its teacher",
+                explanation=f"{said}: the steps are too large.",
+                remedy=remedy,
+                curves=(jsd.curve("the divergence from the teacher rises"),),
+            )
+        ]
+    if -jsd.shift >= SLOW_FALL * jsd.early:
+        return []
+    remedy = Remedy(
+        "Raise the learning rate. With `algorithm.lmbda` 0 the teacher writes, which shows whether the policy can "
+        "follow it at all.",
+        patient.scaled("train.learning_rate", 3.0),
+    )
+    return [
+        Finding(
+            rule="teacher_not_followed",
+            severity="warning",
+            title="The policy does not come nearer to its teacher",
+            explanation=f"{said}: no difference to speak of.",
+            remedy=remedy,
+            curves=(jsd.curve("the divergence from the teacher stays"),),
+        )
+    ]
+
+
+def _divergence(patient: Patient) -> Series:
+    """Of the steps that the policy wrote, if it wrote any: on what others wrote the level is another one, and a mixture
+    of two levels moves with who happened to write."""
+    own = [row for row in patient.metrics if _BY_THE_POLICY in row]
+    return series(own, "distill/jsd") if own else patient.curve("distill/jsd")
