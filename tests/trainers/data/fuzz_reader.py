@@ -5,12 +5,15 @@ python tests/trainers/data/fuzz_reader.py -max_total_time=3600 CORPUS_FOLDER
 
 from __future__ import annotations
 
+import resource
 import sys
 
 import atheris
 
 with atheris.instrument_imports(include=["trainers.data"]):
     from prompt_oracle import compare
+
+MEMORY = 2 << 30  # bytes; the kernel holds it, for libFuzzer's own limit takes the peak of whoever started it for ours
 
 
 def one_input(data: bytes) -> None:
@@ -20,5 +23,6 @@ def one_input(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, one_input)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    atheris.Setup([*sys.argv, "-rss_limit_mb=0"], one_input)
     atheris.Fuzz()
