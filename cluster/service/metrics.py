@@ -1,4 +1,4 @@
-"""Metrics of a run for the page: read once, then only what was appended; thinned and turned into columns.
+"""Metrics of a run for the page: read once, then only what was appended; selected and turned into columns.
 
 It knows `metrics.jsonl` as the recorder writes it: whole lines are appended, and a resume replaces the file.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from cluster.files import RunDirectoryError
+from cluster.service.thinning import telling_rows
 
 _MOST_ROWS = 200_000  # steps held in memory, of all files together; the last file stays whatever it holds
 
@@ -97,15 +98,14 @@ def tag(path: Path) -> str:
 def select(
     rows: Sequence[Mapping[str, Any]], *, since: int | None, keys: Sequence[str], points: int
 ) -> list[dict[str, Any]]:
-    """The steps after `since`, thinned evenly to `points` (0: all; the last stays), with these keys only (none: all).
+    """The steps after `since`, thinned to the `points` most telling ones (0: all), with these keys only (none: all).
 
-    >>> select([{"step": i, "a": i, "b": 0} for i in range(1, 8)], since=1, keys=["a"], points=3)
-    [{'step': 2, 'a': 2}, {'step': 4, 'a': 4}, {'step': 7, 'a': 7}]
+    >>> select([{"step": i, "a": i == 3, "b": 0} for i in range(1, 8)], since=1, keys=["a"], points=3)
+    [{'step': 2, 'a': False}, {'step': 3, 'a': True}, {'step': 7, 'a': False}]
     """
     found = [row for row in rows if since is None or row["step"] > since]
     if points and len(found) > points:
-        last = len(found) - 1
-        found = [found[i * last // max(points - 1, 1)] for i in range(points)] if points > 1 else [found[last]]
+        found = [found[i] for i in telling_rows(found, keys=keys, points=points)]
     if not keys:
         return [dict(row) for row in found]
     wanted = ("step", *keys)

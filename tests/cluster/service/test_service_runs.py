@@ -156,7 +156,7 @@ def test_metrics_since_keys_points_and_columns(client: TestClient, make_run: Mak
         "last": 10,
         "total": 10,
     }
-    assert [row["step"] for row in client.get(f"{path}?points=4").json()["metrics"]] == [1, 4, 7, 10]
+    assert [row["step"] for row in client.get(f"{path}?points=4").json()["metrics"]] == [1, 2, 9, 10]
     assert client.get(f"{path}?points=1").json()["metrics"] == [STEPS[-1]]
 
 
