@@ -31,6 +31,7 @@ from cluster.service.answers import (
 )
 from cluster.service.creating import Using, check_tree, make_plan, uses
 from cluster.service.errors import ApiError
+from cluster.service.hung_up import while_connected
 from cluster.service.models import Kind
 from cluster.service.settings import Settings
 from cluster.service.stored import outlines
@@ -38,7 +39,7 @@ from cluster.service.uploads import announced_size, receive_file
 from cluster.service.vetting import model_problem
 from cluster.stores import is_address
 
-CHECK_S, ROWS_S, LENGTHS_S = 1800.0, 60.0, 600.0
+CHECK_S, ROWS_S = 1800.0, 60.0
 _MOST_FUNCTIONS, _LONGEST_SOURCE = 500, 1 << 20
 
 router = APIRouter()
@@ -143,7 +144,8 @@ async def upload(parts: Using, request: Request) -> DatasetAnswer:
         with datasets.room_for(announced_size(request), limit=limit) as room:
             name, _ = await receive_file(request, partial / "upload", limit=room)
             file = datasets.name_file(partial, partial / "upload", name)
-            report = await parts.checker.call("check", {"path": str(file)}, deadline_s=CHECK_S)
+            checking = parts.checker.call("check", {"path": str(file)}, deadline_s=CHECK_S)
+            report = await while_connected(request, checking)
             return DatasetAnswer.model_validate(datasets.finish(partial, file, name, report))
     finally:
         await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
@@ -178,6 +180,7 @@ async def dataset(
 @router.get("/datasets/{dataset_id}/lengths")
 async def lengths(
     parts: Using,
+    request: Request,
     dataset_id: DatasetId,
     model: Annotated[str, Query(min_length=1, max_length=4096)],
     max_prompt_tokens: Annotated[int, Query(ge=1, le=10_000_000)] = 1024,
@@ -188,8 +191,8 @@ async def lengths(
         raise ApiError(422, "invalid_request", f"model: {problem}")
     if is_address(model):
         model = (await outlines(parts.planner, {"model": model}, parts.settings))[model]
-    arguments = {"path": found["path"], "model": model, "max_prompt_tokens": max_prompt_tokens}
-    report = await parts.planner.call("lengths", arguments, deadline_s=LENGTHS_S)
+    counting = parts.lengths.count(found["path"], model=model, max_prompt_tokens=max_prompt_tokens)
+    report = await while_connected(request, counting)
     if "lengths" not in report:
         raise ApiError(409, "conflict", "the file cannot be read to its end; its report says why")
     return LengthsAnswer.model_validate({**report, **report["lengths"]})

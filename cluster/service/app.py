@@ -17,6 +17,7 @@ from cluster.service.creating import Parts
 from cluster.service.datasets import Datasets
 from cluster.service.docs_page import docs_page
 from cluster.service.helper import Helper
+from cluster.service.lengths import Lengths
 from cluster.service.metrics import MetricsReader
 from cluster.service.models import Models
 from cluster.service.queue import Queue
@@ -64,6 +65,7 @@ def make_parts(settings: Settings, cluster: RayCluster) -> Parts:
         datasets=Datasets(settings.datasets, most=settings.max_uploads_bytes),
         metrics=MetricsReader(),
         tickets=Tickets(),
+        lengths=Lengths(),
         planner=Helper("planner"),
         checker=Helper("checker"),
         reader=Helper("reader"),
@@ -82,7 +84,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for helper in (parts.planner, parts.checker, parts.reader, parts.talker):
+        for helper in (parts.lengths, parts.planner, parts.checker, parts.reader, parts.talker):
             await helper.close()
 
 

@@ -25,6 +25,7 @@ from cluster.run_directory import RunDirectory
 from cluster.service.datasets import Datasets
 from cluster.service.errors import ApiError, invalid_config
 from cluster.service.helper import Helper
+from cluster.service.lengths import Lengths
 from cluster.service.metrics import MetricsReader
 from cluster.service.models import Models
 from cluster.service.queue import Queue
@@ -55,6 +56,7 @@ class Parts:
     datasets: Datasets
     metrics: MetricsReader
     tickets: Tickets
+    lengths: Lengths
     planner: Helper
     checker: Helper
     reader: Helper

@@ -1,0 +1,48 @@
+"""The lengths of an upload's prompts in a model's tokens: counted once, by a process that nothing else waits for.
+
+Counting a large file takes minutes, and the page asks whenever somebody looks at it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from cluster.service.helper import Helper
+
+LENGTHS_S = 600.0
+_KEPT = 256  # reports, of a few hundred bytes each
+_Key = tuple[str, str, int, tuple[int, ...]]
+
+
+class Lengths:
+    """Reports by file, model and limit; the last ones stay in memory."""
+
+    def __init__(self) -> None:
+        self._helper = Helper("lengths")
+        self._turn = asyncio.Lock()
+        self._reports: OrderedDict[_Key, dict[str, Any]] = OrderedDict()
+
+    async def count(self, path: str, *, model: str, max_prompt_tokens: int) -> dict[str, Any]:
+        """The report on an upload, whose file never changes. Raises UserError, and ApiError past the deadline."""
+        key = (path, model, max_prompt_tokens, _versions(Path(model)))
+        async with self._turn:  # who asks for the same meanwhile finds it
+            if key not in self._reports:
+                arguments = {"path": path, "model": model, "max_prompt_tokens": max_prompt_tokens}
+                self._reports[key] = await self._helper.call("lengths", arguments, deadline_s=LENGTHS_S)
+            self._reports.move_to_end(key)
+            while len(self._reports) > _KEPT:
+                self._reports.popitem(last=False)
+            return self._reports[key]
+
+    async def close(self) -> None:
+        """End the process, if there is one."""
+        await self._helper.close()
+
+
+def _versions(model: Path) -> tuple[int, ...]:
+    """When the files of a model's folder that make tokens were written; nothing for one on the hub."""
+    files = sorted({*model.glob("tokenizer*"), *model.glob("chat_template*")}) if model.is_absolute() else []
+    return tuple(file.stat().st_mtime_ns for file in files)
