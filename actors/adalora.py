@@ -45,15 +45,17 @@ class RankAllocation:
 
     def __init__(self, module: Any, shapes: Mapping[str, torch.Size]) -> None:
         self._config = module.peft_config[ADAPTER]
+        self.singular_values = [name for name in shapes if "lora_E" in name]
         self._full_ranks = {_inner(name): shape[0] for name, shape in shapes.items() if "lora_E" in name}
         empty = {_inner(name): nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()}
         self._allocator = RankAllocator(_Tensors(empty), self._config, ADAPTER)
         self._step = 0
 
     def allocate(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """After an optimizer step: the singular values (`lora_E`, by name) as they must be now.
+        """After an optimizer step: the `singular_values` (`lora_E`, by name) as they must be now.
 
-        `weights` are those after the step, `gradients` those that it used, by the module's names, whole.
+        `weights` are those after the step, `gradients` those that it used, by the module's names, whole; the singular
+        values in float32, for what is not cut off comes back as it was given.
         """
         named = {}
         for name, weight in weights.items():

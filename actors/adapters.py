@@ -55,6 +55,9 @@ def attach_adapter(model: nn.Module, policy: PolicyConfig, *, total_steps: int) 
     with _targets_exist(model, lora):
         adapted = peft.get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=False)
     _adapters_in(adapted, policy.dtype)
+    for name, parameter in adapted.named_parameters():
+        if "ranknum" in name:  # a constant, that PEFT makes trainable where it casts it
+            parameter.requires_grad_(False)
     trained: nn.Module = adapted
     return trained
 

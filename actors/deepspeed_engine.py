@@ -6,7 +6,7 @@ and the loss is already divided by the whole step's totals, so DeepSpeed's avera
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import deepspeed
 import torch
 from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
-from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -150,6 +150,15 @@ class TrainingEngine:
         named = dict(trained_parameters(self.module))
         with _whole(list(named.values())):
             yield named
+
+    def masters(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The optimizer's float32 copies of trained weights, whole. Every rank calls it."""
+        named = dict(trained_parameters(self.module))
+        found: dict[str, Tensor] = {}
+        for name in names:
+            master = safe_get_full_fp32_param(named[name])
+            found[name] = (named[name] if master is None else master).detach().float().clone()
+        return found
 
     def set_weights(self, values: Mapping[str, Tensor]) -> None:
         """Overwrite trained weights, and the optimizer's master copies of them."""

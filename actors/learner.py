@@ -127,7 +127,9 @@ class Learner:
                 judged = judging.value_loss(self._models.value_tokens(batch), totals=totals)
                 self._models.critic.backward(judged.loss)
                 report.add_all(judged.metrics)
-        _refuse_empty(kept)
+        correction = self._spec.train.importance_correction
+        if correction is not None and correction.band is not None:
+            _refuse_empty(kept)
         return share
 
     def publish(self) -> SentWeights:
@@ -193,13 +195,12 @@ class Learner:
 
 
 def _refuse_empty(kept: Mean) -> None:
-    """All ranks together: a band that keeps no token is an error, not a gradient of 0."""
-    if kept.count or kept.total:
-        counts = torch.tensor([kept.total, kept.count], dtype=torch.float64)
-        if torch.cuda.is_available():
-            counts = counts.cuda()
-        dist.all_reduce(counts)
-        require_kept({_KEPT: Mean(*counts.tolist())})
+    """All ranks together, also those without a token: a band that keeps none is an error, not a gradient of 0."""
+    counts = torch.tensor([kept.total, kept.count], dtype=torch.float64)
+    if torch.cuda.is_available():
+        counts = counts.cuda()
+    dist.all_reduce(counts)
+    require_kept({_KEPT: Mean(*counts.tolist())})
 
 
 def _note_gap(report: UpdateReport, batch: MicroBatch, gap: Tensor, mask: Tensor) -> None:

@@ -143,10 +143,9 @@ class AdaptiveAdapter(Adapter):
         gradients = self._gradients.take()
         norm = self.engine.step()
         clipped = min(1.0, self._spec.train.max_grad_norm / (norm + 1e-6))  # as the optimizer used them
-        changed = self._ranks.allocate(
-            dict(self.engine.weights()), {name: gradient * clipped for name, gradient in gradients.items()}
-        )
-        self.engine.set_weights(changed)
+        weights = dict(self.engine.weights()) | self.engine.masters(self._ranks.singular_values)
+        used = {name: gradient * clipped for name, gradient in gradients.items()}
+        self.engine.set_weights(self._ranks.allocate(weights, used))
         ranks = self._ranks.ranks().values()
         report.grad_norms.append(norm)
         report.metrics["adalora/rank_mean"] = Mean(float(sum(ranks)), float(len(ranks)))

@@ -44,11 +44,13 @@ def test_an_adapter_of_rank_8_is_little_of_the_model(hidden: int, targets: Any, 
     assert whole / adapter > least
 
 
-def test_everything_else_is_frozen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("train_type", ["lora", "adalora"])
+def test_everything_else_is_frozen(train_type: Any, dtype: Any, tmp_path: Path) -> None:
     tiny_models.make_random_policy(tmp_path)
-    model = tiny_models.Qwen3ForCausalLM.from_pretrained(tmp_path)
-    policy = PolicyConfig(model=str(tmp_path), dtype="bfloat16", train_type="lora")
-    adapted = attach_adapter(model, policy, total_steps=1)
+    model = tiny_models.Qwen3ForCausalLM.from_pretrained(tmp_path, dtype=getattr(torch, dtype))
+    policy = PolicyConfig(model=str(tmp_path), dtype=dtype, train_type=train_type)
+    adapted = attach_adapter(model, policy, total_steps=10)
     trained = dict(trained_parameters(adapted))
-    assert all("lora_" in name and parameter.dtype == torch.bfloat16 for name, parameter in trained.items())
+    assert all("lora_" in name and parameter.dtype == getattr(torch, dtype) for name, parameter in trained.items())
     assert not any(p.requires_grad for name, p in adapted.named_parameters() if name not in trained)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from transformers import AutoTokenizer
 from actors.config import LearnerConfig
 from actors.groups import LearnerGroup
 from actors.messages import LearnerSpec, StepReport, UpdateOrder
+from trainers.config import ImportanceConfig
 from trainers.errors import UserError
 from trainers.types import AnnotatedSample, Float32Array, TrainSample
 
@@ -239,6 +240,18 @@ def test_bfloat16_trains_and_exports(cut: Cut, untied: tuple[Path, Truth], tmp_p
     assert changed / count > 0.1
     for row, logprobs in zip(trained.after, sequence_logprobs(model, truth.samples[0]), strict=True):
         np.testing.assert_allclose(row.old_logprobs, logprobs, rtol=0, atol=0.1)
+
+
+def test_a_band_waits_for_no_rank_that_has_no_sample(policy: Path, truth: Truth, tmp_path: Path) -> None:
+    """Updates of one sample each over two ranks: one of them has nothing to say of what the band keeps."""
+    cut = Cut(2, 2, 1000, 0)
+    made = spec(policy, cut)
+    correction = ImportanceConfig(band=(0.0, 1e6))
+    train = made.train.model_copy(update={"updates_per_step": 7, "importance_correction": correction})
+    with tiny.learner_group(replace(made, train=train), tmp_path) as group:
+        report = step(group, truth.samples[0], cut)
+    assert report.metrics["importance/kept"].value == 1
+    assert report.metrics["importance/kept"].count == sum(int(s.sample.mask.sum()) for s in truth.samples[0])
 
 
 def test_bfloat16_without_zero_is_refused() -> None:

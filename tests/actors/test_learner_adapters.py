@@ -32,6 +32,7 @@ from learning import (
     sequence_logprobs,
     shuffled,
 )
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import load_file
 from tiny_adapters import make_adapter
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -209,6 +210,25 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit(
     again, before = (load_file(d / "adapter_model.safetensors") for d in (tmp_path / "model", trained.exported))
     assert again.keys() == before.keys()
     assert all(torch.equal(again[name], before[name]) for name in again)
+
+
+@pytest.mark.parametrize("cut", [Cut(2, 1, 1000, 0), CUTS[2]], ids=str)
+def test_the_masters_of_bfloat16_singular_values_stay_finer(cut: Cut, policy: Path, tmp_path: Path) -> None:
+    """What the ranks leave is not rounded: else steps smaller than bfloat16 tells apart would add up to nothing."""
+    samples = make_samples(plain_base(policy, "adalora"), seed=1)
+    made = learner_spec(policy, grpo(), cut, rate=RATE, train_type="adalora", lora=LORA, dtype="bfloat16")
+    with tiny.learner_group(made, tmp_path) as group:
+        for seed in range(2):
+            tiny.run(group.update(shuffled(samples, cut), UpdateOrder(kl_coef=KL_COEF), seed=(seed,)))
+        tiny.run(group.save(str(tmp_path)))
+        tiny.run(group.export(str(tmp_path / "model")))
+    masters = get_fp32_state_dict_from_zero_checkpoint(tmp_path, tag="learner", exclude_frozen_parameters=True)
+    values = torch.cat([value.flatten() for name, value in masters.items() if "lora_E" in name])
+    left = values[values != 0]
+    assert len(left) == 28 + int(42 * (1 / 3) ** 3)  # as below
+    assert float((left != left.bfloat16().float()).float().mean()) > 0.8
+    served = load_file(tmp_path / "model" / "lora" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in served.values()} == {torch.bfloat16}
 
 
 def test_ranks_fall_to_the_budget(trainings: Callable[[str, Cut], Trained]) -> None:

@@ -52,13 +52,17 @@ def request(*messages: str) -> tuple[Request, asyncio.Event]:
     return Request({"type": "http", "method": "GET", "path": "/", "headers": []}, receive), hung_up
 
 
+def helpers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "cluster.service.work" in child.cmdline()]
+
+
 async def test_they_are_counted_once(lengths: Lengths, model: Path, prompts: Path) -> None:
     async def count(limit: int) -> dict[str, Any]:
         return await lengths.count(str(prompts), model=str(model), max_prompt_tokens=limit)
 
     first = await count(5)
     assert first["lengths"]["limit"] == 5
-    prompts.unlink()  # nobody can count it again
+    prompts.unlink()  # noqa: ASYNC240 - nobody can count it again
     assert await asyncio.gather(count(5), count(5)) == [first, first]
     assert "lengths" not in await count(6)
     os.utime(model / "tokenizer.json", ns=(1, 1))  # the model was written anew
@@ -74,7 +78,7 @@ async def test_counting_ends_when_the_client_hangs_up(
     asked, hung_up = request(*messages)
     counting = lengths.count(str(endless), model=str(model), max_prompt_tokens=5)
     waiting = asyncio.create_task(while_connected(asked, counting))
-    while not (children := [c for c in psutil.Process().children() if "cluster.service.work" in c.cmdline()]):
+    while not (children := helpers()):  # noqa: ASYNC110 - a process has no event
         await asyncio.sleep(0)
     hung_up.set()
     with pytest.raises(ApiError, match="hung up"):
