@@ -79,11 +79,11 @@ def _targets(lora: LoraConfig) -> str | list[str]:
 
 @contextmanager
 def _targets_exist(model: nn.Module, lora: LoraConfig) -> Iterator[None]:
-    """Says what PEFT says of layers that are not there as the user should read it."""
+    """Says what PEFT says of layers that are not there, or are not linear, as the user should read it."""
     try:
         yield
     except ValueError as error:
-        if "arget modules" not in str(error):
+        if "arget module" not in str(error):
             raise
         raise UserError([Problem("policy.lora.target_modules", missing_targets(model, lora.target_modules))]) from None
 
@@ -151,7 +151,7 @@ def missing_targets(model: nn.Module, wanted: Sequence[str]) -> str:
     linear = sorted(
         {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     )
-    return f"no layer of the model is called {' or '.join(wanted)}; its linear layers are {', '.join(linear)}"
+    return f"no linear layer of the model is called {' or '.join(wanted)}; its linear layers are {', '.join(linear)}"
 
 
 def trained_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

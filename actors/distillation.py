@@ -13,7 +13,7 @@ from torch import Tensor
 
 from actors.policy import aligned, forward
 from trainers.algorithms.config import GKDConfig
-from trainers.jsd import generalized_jsd, topk_jsd
+from trainers.jsd import generalized_jsd, likeliest, topk_jsd
 from trainers.types import TopLogprobs
 
 
@@ -39,8 +39,7 @@ class Teacher:
         config = self._config
         if config.top_k is None:
             return generalized_jsd(student, teacher, beta=config.beta, temperature=config.temperature)
-        logprobs = torch.log_softmax(teacher.float() / config.temperature, dim=-1)
-        best, ids = logprobs.topk(min(config.top_k, logprobs.shape[-1]), dim=-1)
+        best, ids = likeliest(teacher, config.top_k, temperature=config.temperature)
         return topk_jsd(student, best, ids, beta=config.beta, temperature=config.temperature)
 
 

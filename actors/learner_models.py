@@ -16,7 +16,7 @@ from actors.critic import forward_values, load_critic
 from actors.deepspeed_engine import FrozenEngine, TrainingEngine, shard_while_loading
 from actors.distillation import Teacher, served_divergence
 from actors.messages import LearnerSpec
-from actors.policy import chosen_logprobs, forward, load_model, load_policy
+from actors.policy import chosen_logprobs, forward, load_model, load_policy, recompute_activations
 from actors.trainee import make_trainee
 from trainers.algorithms.base import Need, PolicyTokens, ValueTokens
 from trainers.algorithms.config import GKDConfig, PPOConfig
@@ -140,14 +140,17 @@ class LearnerModels:
 
 def _load_critic(spec: LearnerSpec) -> TrainingEngine:
     critic = cast("PPOConfig", spec.algorithm).critic
+    model = load_critic(
+        critic.model or spec.policy.model,
+        critic,
+        spec.policy.lora,
+        dtype=spec.policy.dtype,
+        adapter=None if critic.model else spec.adapter,
+    )
+    if spec.learners.gradient_checkpointing:
+        recompute_activations(model)
     return TrainingEngine(
-        load_critic(
-            critic.model or spec.policy.model,
-            critic,
-            spec.policy.lora,
-            dtype=spec.policy.dtype,
-            adapter=None if critic.model else spec.adapter,
-        ),
+        model,
         learner=spec.learners,
         train=spec.train.model_copy(update={"learning_rate": critic.learning_rate}),
         dtype=spec.policy.dtype,

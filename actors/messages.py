@@ -81,6 +81,11 @@ class UpdateOrder:
     train_policy: bool = True  # False: only the critic learns
     from_policy: bool = True  # False: someone else wrote the samples, so that there is no gap to measure
 
+    @property
+    def steers_kl(self) -> bool:
+        """Whether the step's mean of k1 estimates where training takes the policy: it wrote the samples, and learns."""
+        return self.train_policy and self.from_policy
+
 
 @dataclass(slots=True)
 class UpdateReport:

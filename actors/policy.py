@@ -45,7 +45,7 @@ def load_policy(
     """The model as it is trained: whole, or frozen below an adapter: a fresh one, or `adapter`."""
     model: Any = load_model(policy, quantised=policy.train_type == "qlora")
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     if policy.train_type == "full":
         return model  # type: ignore[no-any-return]
     if policy.train_type == "qlora":
@@ -57,6 +57,11 @@ def load_policy(
     if adapter is not None:
         return continue_adapter(model, policy, adapter)
     return attach_adapter(model, policy, total_steps=total_steps)
+
+
+def recompute_activations(model: Any) -> None:
+    """In the backward pass, layer by layer, rather than keeping them."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def config_without_dropout(path: str) -> Any:

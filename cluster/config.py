@@ -19,7 +19,7 @@ from actors.config import GeneratorConfig, LearnerConfig, Placement, PolicyConfi
 from actors.reward_config import RewardConfig
 from cluster.overrides import Tree, apply_overrides, read_yaml
 from cluster.schema import Node, Schema
-from trainers.algorithms.config import AlgorithmConfig, GKDConfig, GRPOConfig
+from trainers.algorithms.config import AlgorithmConfig, GKDConfig, GRPOConfig, PPOConfig
 from trainers.config import Config, SamplingConfig, TrainConfig
 from trainers.data.config import DataConfig
 from trainers.errors import Problem, UserError
@@ -118,10 +118,34 @@ class RunConfig(Config):
         )
 
     @property
+    def scored_rewards(self) -> tuple[RewardConfig, ...]:
+        """The rewards as they are asked for: gkd learns from none, and watches all."""
+        if not isinstance(self.algorithm, GKDConfig):
+            return self.rewards
+        return tuple(reward.model_copy(update={"weight": 0.0}) for reward in self.rewards)
+
+    @property
     def served_top_k(self) -> int | None:
         """How many of its likeliest tokens an engine of the teacher tells; None where the learners hold the teacher."""
         algorithm = self.algorithm
         return algorithm.top_k if isinstance(algorithm, GKDConfig) and algorithm.teacher.served else None
+
+    @property
+    def learns_from_data(self) -> bool:
+        """Whether gkd learns from the data's responses in the steps that the policy does not write."""
+        algorithm = self.algorithm
+        return isinstance(algorithm, GKDConfig) and algorithm.lmbda < 1 and self.data.strip_responses
+
+    @property
+    def critic_steps(self) -> int:
+        """Steps at the beginning in which only PPO's critic learns."""
+        return self.algorithm.critic.warmup_steps if isinstance(self.algorithm, PPOConfig) else 0
+
+    @property
+    def policy_updates(self) -> int:
+        """Optimizer steps of the policy in the whole run; its schedules are made for so many."""
+        train = self.train
+        return max(train.steps - self.critic_steps, 0) * train.updates_per_step * train.epochs_per_step
 
     @property
     def replaceable_groups(self) -> int:

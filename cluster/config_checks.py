@@ -34,11 +34,12 @@ def _batch_problems(config: RunConfig) -> Iterator[Problem]:
             f"{train.updates_per_step} updates cannot be cut from {samples} samples (train.prompts_per_step × "
             "sampling.n)",
         )
-    updates = train.steps * train.updates_per_step * train.epochs_per_step
+    updates = config.policy_updates
     if train.warmup_steps > updates:
         yield Problem(
             "train.warmup_steps",
-            f"the warm-up of {train.warmup_steps} optimizer steps is longer than the run, which has {updates}",
+            f"the warm-up of {train.warmup_steps} optimizer steps is longer than the run, which has {updates} of the "
+            "policy",
         )
     kl = config.algorithm.kl
     if kl.controller == "adaptive" and samples > 5 * kl.horizon:
@@ -83,9 +84,9 @@ def _algorithm_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def _adapter_problems(config: RunConfig) -> Iterator[Problem]:
-    policy, train = config.policy, config.train
+    policy = config.policy
     if policy.train_type == "adalora":
-        updates = train.steps * train.updates_per_step * train.epochs_per_step
+        updates = config.policy_updates
         tinit, tfinal = policy.lora.schedule(updates)
         if tinit + tfinal >= updates:
             yield Problem(

@@ -152,7 +152,7 @@ class Driver:
         written = self._groups.written_at
         clock.generate, clock.reward = written - began, monotonic() - written
         scored = [*rollouts, *replaced]
-        self._groups.refuse_failed(scored, step=self._step + 1)
+        self._groups.refuse_failed(rollouts, step=self._step + 1)
         self._roles.scorer.end_step([rollout.rewards for rollout in scored])
 
         progress.phase("annotate")
@@ -172,7 +172,7 @@ class Driver:
         clock.train = monotonic() - began_part
         self._refuse_gap(report)
         coef = self._kl.coef
-        if (kl := report.metrics.get("kl/mean")) is not None:
+        if order.steers_kl and (kl := report.metrics.get("kl/mean")) is not None:
             self._kl = self._kl.updated(kl.value, len(samples))
         self._optimizer_steps += report.optimizer_steps
 

@@ -48,7 +48,8 @@ class GroupProducer:
         self._roles = roles
         self._encoder = encoder
         self._causes: dict[str, list[str]] = {}  # why scores of a group could not be had, by its id
-        self._trained = {name for name, r in zip(reward_names(config.rewards), config.rewards, strict=True) if r.weight}
+        names = reward_names(config.rewards)
+        self._trained = {name for name, r in zip(names, config.scored_rewards, strict=True) if r.weight}
         self.written_at = 0.0  # monotonic time of the latest completion
 
     @property
@@ -105,7 +106,7 @@ class GroupProducer:
         return [replace(annotated, taught=task.result()) for annotated, task in zip(samples, asked, strict=True)]
 
     def refuse_failed(self, rollouts: Sequence[Rollout], *, step: int) -> None:
-        """Raise `RewardsFailedError` with the first cause where more of a step failed than is allowed."""
+        """Raise `RewardsFailedError` with the first cause where too many of the rollouts trained on have no score."""
         causes = [cause for rollout in rollouts for cause in self._causes.get(rollout.prompt.id, ())]
         self._causes = {}
         total = sum(len(r.reward) for r in rollouts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from actors.messages import UpdateOrder
 from cluster.config import RunConfig
 from cluster.groups import Writer
-from trainers.algorithms.config import GKDConfig, PPOConfig
+from trainers.algorithms.config import GKDConfig
 from trainers.algorithms.gkd import policy_writes
 from trainers.types import Rollout
 
@@ -36,11 +36,6 @@ def make_order(config: RunConfig, step: int, *, kl_coef: float) -> UpdateOrder:
     """How the step's updates are made."""
     return UpdateOrder(
         kl_coef=kl_coef,
-        train_policy=step >= critic_steps(config),
+        train_policy=step >= config.critic_steps,
         from_policy=who_writes(config, step) == "policy",
     )
-
-
-def critic_steps(config: RunConfig) -> int:
-    """Steps at the beginning in which only PPO's critic learns."""
-    return config.algorithm.critic.warmup_steps if isinstance(config.algorithm, PPOConfig) else 0

@@ -7,7 +7,7 @@ when a plan is made.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from cluster.config_checks import cross_checks
 from cluster.plan_memory import GIB, MemoryEstimate, generator_memory, learner_memory, max_model_len
 from cluster.plan_models import (
     ModelInfo,
+    context_problems,
     critic_problems,
     quantisation_problems,
     read_model,
@@ -34,6 +35,7 @@ from cluster.plan_models import (
 from cluster.remote_models import outlined
 from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig
 from trainers.errors import Problem, UserError
+from trainers.types import Prompt
 
 SCORER_CPUS = 0.1  # what Ray sets aside for a replica of a reward; its threads are set apart
 
@@ -66,6 +68,7 @@ class _Findings:
     config: RunConfig  # models that lie in stores are folders here
     origin: Origin | None
     model: ModelInfo | None
+    teacher: ModelInfo | None
     prompts: int | None
     problems: list[Problem]
 
@@ -77,7 +80,10 @@ def make_plan(config: RunConfig, *, gpus: bool | None = None) -> Plan:
     estimates: list[MemoryEstimate | None] = []
     if found.model is not None and found.origin is not None:
         settled = found.config.model_copy(update={"policy": found.origin.policy})
-        estimates = [generator_memory(settled, found.model, gpus=on_gpus), learner_memory(settled, found.model)]
+        estimates = [
+            generator_memory(settled, found.model, gpus=on_gpus),
+            learner_memory(settled, found.model, teacher=found.teacher),
+        ]
     return Plan(
         config=config,
         arithmetic=tuple(batch_arithmetic(config, prompts=found.prompts)),
@@ -104,7 +110,7 @@ def _inspect(config: RunConfig) -> _Findings:
         here = outlined(config)
     except UserError as error:
         prompts, problems = _prompts(config, tokenize=False)
-        return _Findings(config, None, None, prompts, [*cross_checks(config), *error.problems, *problems])
+        return _Findings(config, None, None, None, prompts, [*cross_checks(config), *error.problems, *problems])
     found = _inspect_folders(here.config)
     return replace(found, problems=here.named(found.problems))
 
@@ -125,27 +131,32 @@ def _inspect_folders(config: RunConfig) -> _Findings:
                 f"{model.context}; lower one of them",
             )
         )
+    teacher = None
     if origin is not None and model is not None:
-        problems += _companion_problems(config, origin)
+        teacher, companions = _companion_problems(config, origin)
+        problems += companions
     prompts, data_problems = _prompts(config, tokenize=model is not None)
-    return _Findings(config, origin, model, prompts, problems + data_problems)
+    return _Findings(config, origin, model, teacher, prompts, problems + data_problems)
 
 
-def _companion_problems(config: RunConfig, origin: Origin) -> list[Problem]:
-    """What is wrong with the models beside the policy, and with where its adapter is to stand."""
+def _companion_problems(config: RunConfig, origin: Origin) -> tuple[ModelInfo | None, list[Problem]]:
+    """GKD's teacher, and what is wrong with the models beside the policy and with where its adapter is to stand."""
     problems: list[Problem] = []
+    teacher = None
     algorithm, policy = config.algorithm, config.policy
     if isinstance(algorithm, GKDConfig):
         try:
-            teacher = read_model(algorithm.teacher.model, where="algorithm.teacher.model")
+            where = "algorithm.teacher.model"
+            teacher = read_model(algorithm.teacher.model, where=where)
+            problems += context_problems(teacher, max_model_len(config), where=where)
             if (k := config.served_top_k) and teacher.vocabulary and k > teacher.vocabulary:
                 message = f"{k}, but the teacher's vocabulary has {teacher.vocabulary} tokens; lower it"
                 problems.append(Problem("algorithm.top_k", message))
-            problems += vocabulary_problems(policy.model, algorithm.teacher.model)
+            problems += vocabulary_problems(policy.model, algorithm.teacher.model, where=where)
         except UserError as error:
             problems += error.problems
     if isinstance(algorithm, PPOConfig):
-        problems += _critic_problems(algorithm.critic, origin)
+        problems += _critic_problems(config, algorithm.critic, origin)
     if policy.train_type == "qlora":
         problems += quantisation_problems("policy.train_type")
     elif isinstance(algorithm, PPOConfig) and algorithm.critic.train_type == "qlora":
@@ -153,12 +164,12 @@ def _companion_problems(config: RunConfig, origin: Origin) -> list[Problem]:
     if policy.lora.target_modules != "all-linear":
         for whose, name in _adapted_models(config, origin):
             problems += target_problems(name, policy.lora.target_modules, whose=whose)
-    return problems
+    return teacher, problems
 
 
-def _critic_problems(critic: CriticConfig, origin: Origin) -> list[Problem]:
+def _critic_problems(config: RunConfig, critic: CriticConfig, origin: Origin) -> list[Problem]:
     if critic.model is not None:
-        return critic_problems(critic.model)
+        return critic_problems(critic.model, config.policy.model, longest=max_model_len(config))
     if origin.continued is None or critic.train_type != "qlora":
         return []
     message = "a copy of a policy that continues its adapter cannot be quantised; set lora, or policy.adapter: merge"
@@ -202,10 +213,28 @@ def _prompts(config: RunConfig, *, tokenize: bool) -> tuple[int | None, list[Pro
                         prompts, encoder, max_tokens=data.max_prompt_tokens, overlong=data.overlong
                     )
                 count = len(prompts)
+                if paths is data.prompts and config.learns_from_data:
+                    problems += _response_problems(prompts)
             except UserError as error:
                 count = None
                 problems += error.problems
     return count, problems
+
+
+def _response_problems(prompts: Iterable[Prompt]) -> list[Problem]:
+    """Whether every record of the data has a response to learn from."""
+    without = (prompt for prompt in prompts if prompt.response is None)
+    first = next(without, None)
+    if first is None:
+        return []
+    others = sum(1 for _ in without)
+    more = f", nor do {_count(others, 'other record')}" if others else ""
+    message = (
+        f"holds no response{more}; gkd learns from the data's responses (data.strip_responses) in the steps that the "
+        "policy does not write: give each record one, or set algorithm.lmbda: 1, or let the teacher write with "
+        "data.strip_responses: false"
+    )
+    return [Problem(f"{first.source}:{first.line}", message)]
 
 
 def roles(config: RunConfig, *, gpus: bool) -> list[Role]:

@@ -29,13 +29,13 @@ def dtype_bytes(config: RunConfig) -> int:
     return 4 if config.policy.dtype == "float32" else 2
 
 
-def learner_memory(config: RunConfig, model: ModelInfo) -> MemoryEstimate | None:
+def learner_memory(config: RunConfig, model: ModelInfo, *, teacher: ModelInfo | None = None) -> MemoryEstimate | None:
     """One rank, with P parameters of b bytes over W ranks and ZeRO stage z. None where P is not known.
 
     weights b·P (/W if z = 3; qlora: half a byte each, on every rank), gradients 4·T (summed in float32; /W if z ≥ 2),
     optimizer 12·T (/W if z ≥ 1; arXiv 1910.02054) for T trained parameters (P, or the adapter's), reference b·P
     (/W if z = 3) if there is a KL term and no adapter to switch off, PPO's critic as such a policy again, by its own
-    train type (T: the adapter's and the head's),
+    train type (T: the adapter's and the head's), GKD's teacher b·P of its own (/W if z = 3) unless it is served,
     activations 17·b·t·h a layer for t tokens of a micro-batch and width h (arXiv 2205.05198 without the attention
     scores, which are not kept), with gradient checkpointing b·t·h a layer and one whole layer,
     logits 2·b·t·V (they and their gradient) for a vocabulary of V.
@@ -54,9 +54,12 @@ def learner_memory(config: RunConfig, model: ModelInfo) -> MemoryEstimate | None
         device["critic"] = sum(on_device.values())
         if on_host:
             host["critic"] = sum(on_host.values())
+    sharded = config.learners.workers if config.learners.zero_stage == 3 else 1
+    frozen = host if config.learners.offload == "all" else device
     if config.algorithm.kl.coef > 0 and not adapted:
-        sharded = config.learners.workers if config.learners.zero_stage == 3 else 1
-        (host if config.learners.offload == "all" else device)["reference"] = b * parameters // sharded
+        frozen["reference"] = b * parameters // sharded
+    if teacher is not None and teacher.parameters is not None and config.served_top_k is None:
+        frozen["teacher"] = b * teacher.parameters // sharded
     tokens = config.train.max_tokens_per_microbatch
     if model.layers is not None and model.hidden is not None:
         inputs = tokens * model.hidden * b  # of one layer

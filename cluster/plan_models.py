@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 from trainers.adapter_folder import is_adapter, tokenizer_source
 from trainers.errors import Problem, UserError
+
+_EMBEDDING = re.compile(r"embed|^w[tp]e$")  # layers of two dimensions that look tokens or places up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,15 +138,23 @@ def count_parameters(folder: Path, *, where: str) -> int | None:
     return total or None
 
 
-def vocabulary_problems(policy: str, teacher: str) -> list[Problem]:
-    """Whether policy and teacher mean the same by a token's number; embeddings padded to other sizes are no problem."""
+def context_problems(model: ModelInfo, longest: int, *, where: str) -> list[Problem]:
+    """Whether a model beside the policy reads what the policy writes: `longest` tokens."""
+    if model.context is None or model.context >= longest:
+        return []
+    message = f"its context has {model.context} tokens, but a prompt with its completion may have {longest}"
+    advice = "lower data.max_prompt_tokens or sampling.max_tokens, or give another model"
+    return [Problem(where, f"{message}; {advice}")]
+
+
+def vocabulary_problems(policy: str, other: str, *, where: str) -> list[Problem]:
+    """Whether policy and the model at `where` mean the same by a token's number; embeddings padded to other sizes are
+    no problem."""
     from transformers import AutoTokenizer
 
     policy = tokenizer_source(policy)
-
-    where = "algorithm.teacher.model"
     try:
-        ours, theirs = (AutoTokenizer.from_pretrained(name).get_vocab() for name in (policy, teacher))
+        ours, theirs = (AutoTokenizer.from_pretrained(name).get_vocab() for name in (policy, other))
     except (OSError, ValueError) as error:
         return [Problem(where, f"its tokenizer cannot be compared with the policy's: {str(error).splitlines()[0]}")]
     different = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
@@ -154,8 +165,8 @@ def vocabulary_problems(policy: str, teacher: str) -> list[Problem]:
         Problem(
             where,
             f"its vocabulary is not the policy's: {len(different)} tokens differ, such as {example!r} (the policy's "
-            f"number is {ours.get(example, 'none')}, the teacher's {theirs.get(example, 'none')}); give a teacher of "
-            "the same family",
+            f"number is {ours.get(example, 'none')}, its own {theirs.get(example, 'none')}); give a model of the same "
+            "family",
         )
     ]
 
@@ -176,8 +187,8 @@ def quantisation_problems(where: str) -> list[Problem]:
     return [Problem(where, f"bitsandbytes has 4-bit weights on {known}, not on this machine's {device}; set lora")]
 
 
-def critic_problems(name: str) -> list[Problem]:
-    """Whether a critic can be made of the model in a folder; a hub id is left to the run."""
+def critic_problems(name: str, policy: str, *, longest: int) -> list[Problem]:
+    """Whether a critic of `policy` can be made of the model in a folder; a hub id is left to the run."""
     folder, where = Path(name), "algorithm.critic.model"
     if not folder.exists():
         return [Problem(where, f"no such folder: {name}")] if folder.is_absolute() else []
@@ -185,20 +196,23 @@ def critic_problems(name: str) -> list[Problem]:
         return [Problem(where, f"{name} is a PEFT adapter, not a whole model; merge it into its base first")]
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         return [Problem(where, f"{name} holds no config.json with *.safetensors; give a policy or a reward model")]
-    return []
+    model = ModelInfo(name=name, config=_read_config(name, where), parameters=None)
+    return [*context_problems(model, longest, where=where), *vocabulary_problems(policy, name, where=where)]
 
 
 def target_problems(name: str, wanted: Sequence[str], *, whose: str) -> list[Problem]:
-    """Names that no layer of the model in a folder has; a hub id is left to the run. `whose`: what to call it."""
+    """Names that no linear layer of a folder's model (`whose`: what to call it) has; a hub id is left to the run."""
     from safetensors import safe_open
 
     layers: set[str] = set()
     for file in Path(name).glob("*.safetensors"):
         with safe_open(file, framework="np") as tensors:
-            layers |= {key.removesuffix(".weight").rpartition(".")[2] for key in tensors.keys()}  # noqa: SIM118
+            linear = (key for key in tensors.keys() if len(tensors.get_slice(key).get_shape()) == 2)  # noqa: SIM118
+            layers |= {key.removesuffix(".weight").rpartition(".")[2] for key in linear}
+    layers = {layer for layer in layers if not _EMBEDDING.search(layer)}
     missing = [target for target in wanted if target not in layers]
     if not layers or not missing:
         return []
     there = ", ".join(sorted(layers))
-    message = f"no layer of {whose} is called {', '.join(missing)}; there are {there}"
+    message = f"no linear layer of {whose} is called {', '.join(missing)}; there are {there}"
     return [Problem("policy.lora.target_modules", message)]

@@ -27,7 +27,6 @@ from actors.scorer import Scorer
 from actors.weights import Route, Transport
 from cluster.config import RunConfig
 from cluster.driver import Data
-from cluster.lessons import critic_steps
 from cluster.plan_memory import max_model_len
 from cluster.run_directory import RunDirectory
 from trainers.algorithms.config import GKDConfig
@@ -76,7 +75,7 @@ async def open_roles(
             stack.callback(teacher.actors.kill)
         learner_actors = launch_learners(config, origin, learner_seats(plan, group, config.learners, run.logs))
         stack.callback(learner_actors.kill)
-        scorer = Scorer(config.rewards, base_dir=Path.cwd(), run_id=run.path.name)
+        scorer = Scorer(config.scored_rewards, base_dir=Path.cwd(), run_id=run.path.name)
         stack.push_async_callback(scorer.close, end_service=not own_cluster)
         generators = GeneratorGroup(generator_actors, deadlines)
         learners = LearnerGroup(learner_actors, config.train, deadlines)
@@ -187,7 +186,6 @@ def launch_generators(role: str, spec: EngineSpec, seats: Sequence[Seat]) -> Act
 def launch_learners(config: RunConfig, origin: Origin, seats: Sequence[Seat]) -> ActorGroup:
     """The learners, not yet started."""
     train = config.train
-    each = train.updates_per_step * train.epochs_per_step
     spec = LearnerSpec(
         policy=config.policy,
         learners=config.learners,
@@ -195,8 +193,8 @@ def launch_learners(config: RunConfig, origin: Origin, seats: Sequence[Seat]) ->
         train=train,
         temperature=config.sampling.temperature,
         max_completion_tokens=config.sampling.max_tokens,
-        total_optimizer_steps=(train.steps - critic_steps(config)) * each,
-        critic_optimizer_steps=train.steps * each,
+        total_optimizer_steps=config.policy_updates,
+        critic_optimizer_steps=train.steps * train.updates_per_step * train.epochs_per_step,
         seed=config.seed,
         collective_timeout_s=config.timeouts.update_s,
         adapter=origin.continued,

@@ -79,8 +79,31 @@ def topk_jsd(
     return result.float()
 
 
+@torch.no_grad()
+def likeliest(logits: Tensor, k: int, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the k likeliest tokens (at most V) at `temperature`, the highest first, and their ids.
+
+    Shapes: `[..., V]` to float32 and int64 `[..., min(k, V)]`. Raises ValueError on `k` < 1 or `temperature` ≤ 0.
+
+    >>> logprobs, ids = likeliest(torch.tensor([0.25, 0.5, 0.25]).log(), 1)
+    >>> round(logprobs.exp().item(), 4), ids.item()
+    (0.5, 1)
+    """
+    _require_options(logits, 0.0, temperature)
+    require(k >= 1, f"k is {k}; must be 1 or more")
+    leading, vocabulary = logits.shape[:-1], logits.shape[-1]
+    kept = (*leading, min(k, vocabulary))
+    logprobs = torch.empty(kept, dtype=torch.float32, device=logits.device)
+    ids = torch.empty(kept, dtype=torch.int64, device=logits.device)
+    for at in blocks(leading, vocabulary):
+        block = log_softmax(logits[at], temperature, compute_dtype(logits))
+        best, ids[at] = block.topk(kept[-1], dim=-1)
+        logprobs[at] = best.float()
+    return logprobs, ids
+
+
 def _require_options(logits: Tensor, beta: float, temperature: float) -> None:
-    require(logits.dim() >= 1 and logits.shape[-1] >= 1, f"student_logits {tuple(logits.shape)}; give [..., V]")
+    require(logits.dim() >= 1 and logits.shape[-1] >= 1, f"logits {tuple(logits.shape)}; give [..., V]")
     require(0 <= beta <= 1, f"beta is {beta}; must lie in [0, 1]")
     require(0 < temperature < math.inf, f"temperature is {temperature}; must be above 0")
 

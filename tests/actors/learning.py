@@ -99,7 +99,7 @@ def learner_spec(model: Path, algorithm: Any, cut: Cut, *, rate: float = LEARNIN
     return tiny.learner_spec(
         model,
         policy=PolicyConfig(**({"model": str(model), "dtype": "float32"} | policy)),
-        learners=LearnerConfig(workers=cut.workers, zero_stage=cut.stage),
+        learners=LearnerConfig(workers=cut.workers, zero_stage=cut.stage, gradient_checkpointing=cut.stage == 3),
         algorithm=algorithm,
         train=TrainConfig(
             learning_rate=rate,

@@ -69,5 +69,7 @@ def test_only_named_layers_get_an_adapter_and_never_the_head(policy: Path) -> No
 
 def test_layers_that_are_not_there(policy: Path) -> None:
     lora = LoraConfig(target_modules=("query",))
-    with pytest.raises(UserError, match="no layer of the model is called query; its linear layers are down_proj"):
+    with pytest.raises(
+        UserError, match="no linear layer of the model is called query; its linear layers are down_proj"
+    ):
         load_critic(str(policy), CriticConfig(train_type="lora"), lora, dtype="float32")

@@ -17,6 +17,7 @@ import peft
 import pytest
 import tiny
 import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from learning import (
     FACTORS,
     KL_COEF,
@@ -32,7 +33,6 @@ from learning import (
     sequence_logprobs,
     shuffled,
 )
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import load_file
 from tiny_adapters import make_adapter
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig

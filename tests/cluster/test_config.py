@@ -312,6 +312,19 @@ def test_what_may_be_a_hub_id_stays(tmp_path, written, is_path):
             "the first 50 (tinit) and the last 50 (tfinal) of 100 optimizer steps",
         ),
         (
+            {
+                "policy": {"model": "m", "train_type": "adalora", "lora": {"tinit": 10, "tfinal": 20}},
+                "algorithm": {"type": "ppo", "critic": {"warmup_steps": 75}},
+            },
+            "policy.lora.tfinal",
+            "the first 10 (tinit) and the last 20 (tfinal) of 25 optimizer steps",
+        ),
+        (
+            {"train": {"warmup_steps": 26}, "algorithm": {"type": "ppo", "critic": {"warmup_steps": 75}}},
+            "train.warmup_steps",
+            "longer than the run, which has 25 of the policy",
+        ),
+        (
             {"policy": {"model": "m", "train_type": "lora"}, "sync": {"transport": "nccl"}},
             "sync.transport",
             "through the object store",

@@ -23,8 +23,11 @@ from fake_runs import (
 )
 
 from actors.fakes import Event
+from actors.messages import UpdateOrder
 from actors.remote import RoleError
+from cluster import driver
 from cluster.checkpoint import checkpoint_steps
+from cluster.config import RunConfig
 from cluster.driver import LogprobGapError
 from cluster.groups import RewardsFailedError
 from trainers.seeds import derive_seed
@@ -138,6 +141,23 @@ async def test_the_adaptive_coefficient_follows_the_formula_over_a_resume(tmp_pa
     assert run.column("kl/coef") == pytest.approx(expected[:-1], rel=1e-12)
     assert run.state().kl == {"coef": pytest.approx(expected[-1], rel=1e-12)}
     assert len(set(expected)) == len(expected)
+
+
+async def test_a_step_that_tells_nothing_of_the_kl_leaves_the_coefficient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 2 and 3: another wrote what is learnt from, and only a critic learns."""
+
+    def order(config: RunConfig, step: int, *, kl_coef: float) -> UpdateOrder:
+        return UpdateOrder(kl_coef=kl_coef, from_policy=step != 1, train_policy=step != 2)
+
+    monkeypatch.setattr(driver, "make_order", order)
+    kl = {"kl": {"coef": 0.1, "controller": "adaptive", "target": 0.01, "horizon": 100}}
+    run = await new_run(tmp_path, algorithm=kl).run()
+    first, second, third, fourth, fifth, *_ = run.column("kl/coef")
+    assert second == third == fourth
+    assert first != second
+    assert fourth != fifth
 
 
 async def test_checkpoints_are_made_and_kept_as_asked(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from fake_runs import PER_STEP, STEPS, KilledError, Run, new_run, raising
 
+from cluster.groups import RewardsFailedError
+
 DYNAMIC = {"algorithm": {"dynamic_sampling": 3}, "sampling": {"n": 2, "max_tokens": 1}}
 
 
@@ -54,6 +56,16 @@ async def test_flat_groups_are_replaced_within_the_budget_and_nothing_is_lost(tm
         assert line["advantage/zero_groups"] == sum(flat(found[id]) for id in kept) / PER_STEP
     assert taken == len(written(run)) > STEPS * PER_STEP
     assert sum(run.column("advantage/replaced_groups")) == taken - STEPS * PER_STEP
+
+
+async def test_replaced_groups_do_not_hide_that_nothing_is_left_to_train_on(tmp_path: Path) -> None:
+    """The one prompt that nobody can score is kept; those before it are flat, scored, and replaced."""
+    always = {"algorithm": {"dynamic_sampling": 12}, "sampling": {"n": 1, "max_tokens": 1}}
+    run = new_run(tmp_path, train={"prompts_per_step": 1, "max_failed_fraction": 0.5}, **always)
+    run.scorer.cause_of = lambda request, _: "the judge fell ill" if request.prompt.line == 2 else None
+    with pytest.raises(RewardsFailedError, match=r"1 of 1 samples of step 1 .* the judge fell ill"):
+        await run.run()
+    assert 1 < len(written(run)) <= 13
 
 
 async def test_when_every_group_is_flat_the_budget_ends_the_search(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.config import RunConfig, parse_config
-from cluster.lessons import critic_steps, make_order, who_writes
+from cluster.lessons import make_order, who_writes
 from trainers.algorithms.gkd import policy_writes
 
 
@@ -41,6 +41,7 @@ def test_gkds_draw_gives_steps_to_the_teacher_or_to_the_data() -> None:
         assert who_writes(taught, step) == ("policy" if own else "teacher")
         assert who_writes(given, step) == ("policy" if own else "data")
         assert make_order(taught, step, kl_coef=0.0).from_policy == own
+        assert make_order(taught, step, kl_coef=0.0).steers_kl == own
     assert len({who_writes(taught, step) for step in range(40)}) == 2
     assert taught.serves_teacher
     assert not given.serves_teacher
@@ -56,5 +57,17 @@ def test_a_served_teacher_has_an_engine_whoever_writes() -> None:
 
 def test_ppos_critic_learns_alone_first() -> None:
     ppo = config({"type": "ppo", "critic": {"warmup_steps": 3}})
-    assert critic_steps(ppo) == 3
+    assert ppo.critic_steps == 3
     assert [make_order(ppo, step, kl_coef=0.1).train_policy for step in range(5)] == [False, False, False, True, True]
+    assert [make_order(ppo, step, kl_coef=0.1).steers_kl for step in range(5)] == [False, False, False, True, True]
+
+
+def test_the_policys_optimizer_steps_are_those_in_which_it_learns() -> None:
+    steps = config({"type": "ppo", "critic": {"warmup_steps": 3}}).model_dump(mode="json")
+    steps["train"] |= {"updates_per_step": 2, "epochs_per_step": 5}
+    assert parse_config(steps).policy_updates == (40 - 3) * 2 * 5
+
+
+def test_gkd_watches_its_rewards_whatever_their_weight() -> None:
+    assert [reward.weight for reward in config(gkd(0.5)).scored_rewards] == [0.0]
+    assert [reward.weight for reward in config({"type": "grpo"}).scored_rewards] == [1.0]

@@ -33,9 +33,7 @@ def save(folder, kind=Qwen3ForCausalLM, *, tokenizer=None, **changes):
         num_attention_heads=HEADS,
         num_key_value_heads=1,
         head_dim=HEAD_DIM,
-        max_position_embeddings=CONTEXT,
-        pad_token_id=tokenizer.pad_token_id,
-        **changes,
+        **{"max_position_embeddings": CONTEXT, "pad_token_id": tokenizer.pad_token_id, **changes},
     )
     model = kind(config)
     model.save_pretrained(folder)
@@ -363,6 +361,38 @@ def test_a_teacher_must_have_the_policys_vocabulary(make, tmp_path, policy):
     )
 
 
+def test_a_teacher_reads_what_the_policy_writes(make, tmp_path, policy):
+    save(tmp_path / "short", max_position_embeddings=40)
+    found = problems(make(algorithm={"type": "gkd", "teacher": {"model": str(tmp_path / "short")}}))
+    assert "its context has 40 tokens, but a prompt with its completion may have 80" in found["algorithm.teacher.model"]
+
+
+def test_a_held_teacher_takes_memory(make, tmp_path, policy):
+    """A float32 copy on each of two ranks, or half of one under ZeRO-3; none where an engine serves it."""
+    parameters = read_model(str(policy), where="policy.model").parameters
+    gkd = {"type": "gkd", "teacher": {"model": str(policy)}, "lmbda": 1.0}
+
+    def teacher(stage, **changes):
+        config = make(algorithm=gkd | changes, learners={"zero_stage": stage, "workers": 2})
+        (learner,) = [estimate for estimate in make_plan(config, gpus=True).memory if estimate.role == "learner"]
+        return learner.device.get("teacher")
+
+    assert (teacher(2), teacher(3)) == (4 * parameters, 2 * parameters)
+    assert teacher(2, top_k=8, teacher={"model": str(policy), "served": True}) is None
+
+
+def test_gkds_data_must_hold_what_it_learns_from(make, policy):
+    gkd = {"type": "gkd", "teacher": {"model": str(policy)}}
+    whole = '{"prompt": "1+2=", "response": "3"}'
+    lines = (whole, '{"prompt": "2+2="}', '{"prompt": "3+2="}', whole)
+    found = problems(make(prompts=lines, algorithm=gkd, data={"strip_responses": True}))
+    ((where, message),) = found.items()
+    assert where.endswith("prompts.jsonl:2")
+    assert "holds no response, nor do 1 other record; gkd learns" in message
+    assert problems(make(prompts=(whole,), algorithm=gkd, data={"strip_responses": True})) == {}
+    assert problems(make(prompts=lines, algorithm=gkd | {"lmbda": 1.0}, data={"strip_responses": True})) == {}
+
+
 def test_a_teacher_that_writes_has_an_engine_of_its_own(make, policy):
     teacher = {"type": "gkd", "teacher": {"model": str(policy)}}
     config = make(algorithm=teacher, generators={"tensor_parallel": 2})
@@ -379,17 +409,35 @@ def test_a_critic_is_made_of_a_model(make, tmp_path):
         assert message in found["algorithm.critic.model"]
 
 
+def test_a_critic_reads_the_policys_tokens(make, tmp_path, policy):
+    assert problems(make(algorithm={"type": "ppo", "critic": {"model": str(policy)}})) == {}
+    other = make_tokenizer()
+    other.add_tokens(["zebra"])
+    save(tmp_path / "other", tokenizer=other)
+    save(tmp_path / "short", max_position_embeddings=40)
+    for folder, message in (("other", "1 tokens differ, such as 'zebra'"), ("short", "its context has 40 tokens")):
+        found = problems(make(algorithm={"type": "ppo", "critic": {"model": str(tmp_path / folder)}}))
+        assert message in found["algorithm.critic.model"]
+
+
 def test_an_adapter_must_have_layers_to_stand_on(make):
     assert problems(make(policy={"train_type": "lora", "lora": {"target_modules": ["q_proj", "up_proj"]}})) == {}
     found = problems(make(policy={"train_type": "lora", "lora": {"target_modules": ["q_proj", "query"]}}))
-    assert "no layer of the model is called query; there are down_proj, " in found["policy.lora.target_modules"]
+    assert "no linear layer of the model is called query; there are down_proj, " in found["policy.lora.target_modules"]
+
+
+@pytest.mark.parametrize("name", ["q_norm", "embed_tokens"])
+def test_an_adapter_stands_on_linear_layers_only(make, name):
+    found = problems(make(policy={"train_type": "adalora", "lora": {"target_modules": [name]}, "dtype": "float32"}))
+    message = f"no linear layer of the model is called {name}; there are down_proj, gate_proj, "
+    assert message in found["policy.lora.target_modules"]
 
 
 def test_a_critics_adapter_too(make):
     policy = {"lora": {"target_modules": ["query"]}}
     assert problems(make(policy=policy, algorithm={"type": "ppo"})) == {}
     found = problems(make(policy=policy, algorithm={"type": "ppo", "critic": {"train_type": "qlora"}}))
-    assert "no layer of the critic's model is called query" in found["policy.lora.target_modules"]
+    assert "no linear layer of the critic's model is called query" in found["policy.lora.target_modules"]
 
 
 def test_a_served_teacher_tells_no_more_tokens_than_there_are(make, policy):
@@ -438,7 +486,7 @@ def test_an_adapter_is_planned_as_what_it_stands_on(make, adapter, policy):
     found = problems(make(policy={"model": str(adapter)}, data={"max_prompt_tokens": 113}))
     assert "the model's context has 128" in found["data.max_prompt_tokens"]
     lora = {"train_type": "lora", "lora": {"target_modules": ["query"]}}
-    assert "no layer" in problems(make(policy={"model": str(adapter), **lora}))["policy.lora.target_modules"]
+    assert "no linear layer" in problems(make(policy={"model": str(adapter), **lora}))["policy.lora.target_modules"]
     config = make(policy={"model": str(adapter), "adapter": "continue", "train_type": "lora"})
     (_, learner) = make_plan(config, gpus=False).memory
     assert learner.device["gradients"] == 4 * 23 * HIDDEN * 3 * LAYERS

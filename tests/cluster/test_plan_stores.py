@@ -93,7 +93,8 @@ def test_problems_name_the_address(make, bucket, tmp_path):
     assert str(tmp_path) not in found["rewards.0.model"]
     wanted = {"model": f"{bucket}/policy", "train_type": "lora", "lora": {"target_modules": ["query"]}}
     assert (
-        "no layer of the model is called query" in problems(make(bucket, policy=wanted))["policy.lora.target_modules"]
+        "no linear layer of the model is called query"
+        in problems(make(bucket, policy=wanted))["policy.lora.target_modules"]
     )
 
 

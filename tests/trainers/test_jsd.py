@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainers import tensors
+from trainers.jsd import likeliest
 from trainers.losses import aggregate, generalized_jsd, topk_jsd
 
 NAN, INF = float("nan"), float("inf")
@@ -222,6 +223,17 @@ def test_the_students_tail_is_exact_far_below_the_rounding_of_1():
 
 
 @pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("k", [1, 3, 5, 9])
+@pytest.mark.parametrize("leading", [(), (4,), (2, 3)])
+def test_the_likeliest_tokens_and_their_log_probabilities(leading, k, temperature, block):
+    logits = make(*leading, 5, seed=3)
+    expected = (logits / temperature).softmax(-1).log().sort(-1, descending=True)
+    logprobs, ids = likeliest(logits, k, temperature=temperature)
+    assert torch.equal(ids, expected.indices[..., :k])
+    torch.testing.assert_close(logprobs.double(), expected.values[..., :k], rtol=0, atol=1e-6)
+
+
 def test_topk_zero_probabilities_and_infinite_divergences():
     ids = torch.tensor([0, 1])
     for student, teacher, beta, expected in (

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainers import logprobs, tensors
+from trainers.jsd import likeliest
 from trainers.logprobs import token_logprobs
 from trainers.losses import generalized_jsd, topk_jsd
 
@@ -67,6 +68,14 @@ def test_log_probabilities_from_logits(leading):
         ids = torch.zeros(leading, dtype=torch.int64)
         got = token_logprobs(logits[..., :-1, :], ids, entropy=True, temperature=0.9)
         sum(x.sum() for x in got).backward()
+    assert is_bounded(seen)
+
+
+@LEADING
+def test_the_likeliest_tokens(leading):
+    logits = bf16(*leading, VOCABULARY)
+    with LargestFloat32() as seen:
+        likeliest(logits, 8)
     assert is_bounded(seen)
 
 

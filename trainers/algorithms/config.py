@@ -15,7 +15,7 @@ class KLConfig(Config):
     coef: float = Field(default=0.05, ge=0)
     """Weight of the KL term; 0.05 to 0.1 is recommended, 0 loads no reference."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Per-token estimator of the KL divergence (k1 in the reward; k3 has the lower variance in the loss)."""
+    """Per-token estimator of the KL divergence: k1 in the reward, k2 or k3 in the loss."""
     placement: Literal["reward", "loss"] = "loss"
     """Whether the KL term is subtracted from the reward (estimator k1) or added to the loss."""
     controller: Literal["fixed", "adaptive"] = "fixed"
@@ -39,6 +39,14 @@ class KLConfig(Config):
             raise ValueError(
                 f"the policy gradient of a reward minus {self.estimator} is not that of the KL divergence, only k1 "
                 "gives it; set algorithm.kl.estimator: k1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _not_k1_in_the_loss(self) -> KLConfig:
+        if self.placement == "loss" and self.estimator == "k1":
+            raise ValueError(
+                "in the loss the gradient of k1 is 0 on average and holds nothing; set algorithm.kl.estimator: k2 or k3"
             )
         return self
 
@@ -100,14 +108,6 @@ class PPOKLConfig(KLConfig):
     """Per-token estimator of the KL divergence: k1 in the reward, k2 or k3 in the loss."""
     placement: Literal["reward", "loss"] = "reward"
     """Whether the KL term is subtracted from the reward, token by token, or added to the loss."""
-
-    @model_validator(mode="after")
-    def _not_k1_in_the_loss(self) -> PPOKLConfig:
-        if self.placement == "loss" and self.estimator == "k1":
-            raise ValueError(
-                "in the loss the gradient of k1 is 0 on average and holds nothing; set algorithm.kl.estimator: k2 or k3"
-            )
-        return self
 
 
 class CriticConfig(Config):

@@ -159,7 +159,6 @@ def loss_oracle(batch: Batch, options: Options, *, ref: bool = True) -> tuple[fl
     if ref:
         d = batch.new - batch.ref
         penalty, slope = {
-            "k1": (d, np.ones_like(d)),
             "k2": (d**2 / 2, d),
             "k3": (np.exp(-d) + d - 1, 1 - np.exp(-d)),
         }[options.estimator]

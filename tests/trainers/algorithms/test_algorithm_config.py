@@ -57,6 +57,8 @@ def test_other_defaults() -> None:
     [
         ({"type": "dpo"}, "grpo"),
         ({"type": "ppo", "kl": {"estimator": "k3"}}, "set algorithm.kl.estimator: k1"),
+        ({"type": "grpo", "kl": {"estimator": "k1"}}, "the gradient of k1 is 0 on average"),
+        (GKD_TREE | {"kl": {"estimator": "k1", "coef": 0.1}}, "the gradient of k1 is 0 on average"),
         ({"type": "ppo", "kl": {"placement": "loss"}}, "k2 or k3"),
         ({"type": "ppo", "value_clip": 0}, "greater than 0"),
         ({"type": "ppo", "lam": 1.1}, "less than or equal to 1"),
