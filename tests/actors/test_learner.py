@@ -34,6 +34,7 @@ from actors.groups import LearnerGroup
 from actors.messages import LearnerSpec, StepReport, UpdateOrder
 from trainers.config import ImportanceConfig
 from trainers.errors import UserError
+from trainers.packing import pack_updates
 from trainers.types import AnnotatedSample, Float32Array, TrainSample
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
@@ -210,6 +211,28 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit(
     expected_state = tiny.load_plain(trained.exported, dtype=torch.float32).state_dict()
     for name, tensor in tiny.load_plain(tmp_path / "model", dtype=torch.float32).state_dict().items():
         assert torch.equal(tensor, expected_state[name]), name
+
+
+def test_several_updates_and_passes_are_those_of_the_plain_loop(policy: Path, truth: Truth, tmp_path: Path) -> None:
+    """Two passes of two updates: who is in which the packing says, which has tests of its own."""
+    cut, seed, samples = Cut(2, 2, 40, 0), (5,), truth.samples[0]
+    made = spec(policy, cut)
+    changes = {"updates_per_step": 2, "epochs_per_step": 2, "lr_schedule": "constant", "warmup_steps": 0}
+    with tiny.learner_group(replace(made, train=made.train.model_copy(update=changes)), tmp_path) as group:
+        report = tiny.run(group.update(samples, UpdateOrder(kl_coef=KL_COEF), seed=seed))
+        after = tiny.run(group.annotate([s.sample for s in samples], frozenset({"old_logprobs"})))
+    model = tiny.load_plain(policy)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    (steps,) = pack_updates(samples, updates=2, epochs=2, shards=1, max_tokens=cut.budget, seed=seed)
+    for step in steps:
+        chosen = [int(i) for batch in step.micro_batches for i in batch.order]
+        optimizer.zero_grad()
+        grpo_terms(model, [samples[i] for i in chosen]).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+    assert report.optimizer_steps == len(steps) == 4
+    for row, expected in zip(after, sequence_logprobs(model, samples), strict=True):
+        np.testing.assert_allclose(row.old_logprobs, expected, rtol=0, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

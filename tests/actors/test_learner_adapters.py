@@ -195,7 +195,7 @@ def test_what_is_exported_computes_the_same(
 
 
 @pytest.mark.parametrize(
-    ("kind", "cut"), [("lora", CUTS[2]), ("adalora", CUTS[1]), ("continued lora", CUTS[2])], ids=str
+    ("kind", "cut"), [("qlora", CUTS[2]), ("adalora", CUTS[1]), ("continued lora", CUTS[2])], ids=str
 )
 def test_a_loaded_checkpoint_goes_on_bit_for_bit(
     kind: str, cut: Cut, policy: Path, trainings: Callable[[str, Cut], Trained], tmp_path: Path
