@@ -58,7 +58,7 @@ async def test_they_are_counted_once(lengths: Lengths, model: Path, prompts: Pat
 
     first = await count(5)
     assert first["lengths"]["limit"] == 5
-    prompts.unlink()  # nobody can count it again
+    prompts.unlink()  # noqa: ASYNC240 - nobody can count it again
     assert await asyncio.gather(count(5), count(5)) == [first, first]
     assert "lengths" not in await count(6)
     os.utime(model / "tokenizer.json", ns=(1, 1))  # the model was written anew
@@ -74,7 +74,7 @@ async def test_counting_ends_when_the_client_hangs_up(
     asked, hung_up = request(*messages)
     counting = lengths.count(str(endless), model=str(model), max_prompt_tokens=5)
     waiting = asyncio.create_task(while_connected(asked, counting))
-    while not (children := [c for c in psutil.Process().children() if "cluster.service.work" in c.cmdline()]):
+    while not (children := [c for c in psutil.Process().children() if "cluster.service.work" in c.cmdline()]):  # noqa: ASYNC110 - a process can only be looked for
         await asyncio.sleep(0)
     hung_up.set()
     with pytest.raises(ApiError, match="hung up"):
