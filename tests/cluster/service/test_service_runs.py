@@ -78,7 +78,29 @@ def test_remaining_time_of_a_run_that_goes(client: TestClient, make_run: MakeRun
     hold(run)
     shown = client.get(f"/api/v1/runs/{run.path.name}").json()
     assert (shown["run"]["state"], shown["remaining_s"]) == ("running", 20.0)
-    assert shown["actions"] == ["stop", "pause", "clone"]
+    assert shown["actions"] == ["stop", "clone"]
+
+
+def test_pause_is_offered_for_runs_of_the_service_only(client: TestClient, make_run: MakeRun, hold: Any) -> None:
+    run = make_run()
+    run.update(state="running")
+    hold(run)
+    path = f"/api/v1/runs/{run.path.name}"
+    refused = client.post(f"{path}/pause")
+    assert refused.status_code == 409
+    assert refused.json()["error"]["message"] == (
+        "the service did not start this run and cannot pause it; it can be stopped, and resumed later"
+    )
+    assert "pause" not in client.get(path).json()["actions"]
+    write_job(run, Job(since=1.0, submission="a-job"))
+    assert client.get(path).json()["actions"] == ["stop", "pause", "clone"]
+
+
+def test_a_run_whose_process_is_elsewhere_is_stopped_there(client: TestClient, make_run: MakeRun) -> None:
+    run = make_run()
+    answer = client.post(f"/api/v1/runs/{run.path.name}/stop")
+    assert answer.status_code == 409
+    assert "stop it there" in answer.json()["error"]["message"]
 
 
 def test_a_run_whose_process_is_gone_has_failed(client: TestClient, make_run: MakeRun, hold: Any) -> None:
