@@ -479,6 +479,25 @@ def test_a_clone_may_not_leave_what_its_run_was_allowed(client: TestClient, make
         assert [detail["path"] for detail in answer.json()["error"]["details"]] == [where]
 
 
+def test_hidden_credentials_are_not_taken_for_credentials(client: TestClient, make_run: MakeRun, root: Path) -> None:
+    """What the API shows of a run, sent back as it is, would train with *** as the password."""
+    secret = [{"type": "http", "url": "https://me:hunter2@judge/s?api_key=5"}]
+    run = make_run(rewards=secret)
+    path = f"/api/v1/runs/{run.path.name}"
+    shown = client.get(path).json()["config"]
+    assert shown["rewards"][0]["url"] == "https://***@judge/s?api_key=***"
+    runs = sorted(root.glob("*/run.json"))
+    plan = client.post("/api/v1/plan", json=shown).json()
+    made = client.post("/api/v1/runs", json=shown)
+    cloned = client.post(f"{path}/clone", json={"changes": {"rewards": shown["rewards"]}})
+    for found in (plan["problems"], made.json()["error"]["details"], cloned.json()["error"]["details"]):
+        assert [one["message"] for one in found if one["path"] == "rewards.0.url"] == [
+            "credentials were hidden here (***): give them again, or clone the run and change only other settings"
+        ]
+    assert (made.status_code, cloned.status_code) == (422, 422)
+    assert sorted(root.glob("*/run.json")) == runs
+
+
 def test_a_bad_config_names_every_problem(client: TestClient, root: Path) -> None:
     answer = client.post("/api/v1/runs", json={**TREE, "train": {"steps": 0, "stepz": 1}})
     assert answer.status_code == 422
