@@ -18,9 +18,9 @@ LARGEST_RANK = 512  # of an adapter that vLLM serves
 class LoraConfig(Config):
     """The adapter of the train types lora, qlora and adalora."""
 
-    r: int = Field(default=16, ge=1, le=LARGEST_RANK)
+    r: int = Field(default=16, ge=1, le=LARGEST_RANK, json_schema_extra={"recommended": [8, 64]})
     """Rank of the adapter (lora, qlora)."""
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: float = Field(default=32.0, gt=0, json_schema_extra={"recommended": [16, 128]})
     """The adapter's output is scaled by alpha / r (adalora: alpha / init_r)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Only 0: rollouts are written without dropout, so that with it every log-probability ratio would be wrong."""

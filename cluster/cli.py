@@ -182,6 +182,12 @@ def serve(
     reward_files: Annotated[
         list[Path] | None, typer.Option(help="Folder whose .py files may be reward functions. Repeatable.")
     ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS", help="IP or network of a reverse proxy whose X-Forwarded-For counts. Repeatable."
+        ),
+    ] = None,
     at_once: Annotated[
         int | None, typer.Option(min=1, show_default=False, help="Runs at a time; by default what fits, 1 on CPUs.")
     ] = None,
@@ -203,6 +209,7 @@ def serve(
             models=tuple(models or ()),
             data=tuple(data or ()),
             reward_files=tuple(reward_files or ()),
+            proxies=tuple(proxy or ()),
             at_once=at_once,
             max_upload_gb=max_upload_gb,
             max_uploads_gb=max_uploads_gb,

@@ -48,7 +48,16 @@ def _section(leaf: Leaf) -> str:
 def _row(leaf: Leaf) -> str:
     only = f" (for {' and '.join(f'`{name}`' for name in leaf.types)})" if leaf.types else ""
     default = "**required**" if leaf.default is None else f"`{leaf.default}`"
-    return f"| `{leaf.path}` | {_cell(leaf.accepts)} | {_cell(default)} | {_cell(leaf.help)}{only} |"
+    return (
+        f"| `{leaf.path}` | {_cell(leaf.accepts)} | {_cell(default)} | {_cell(leaf.help)}{_recommended(leaf)}{only} |"
+    )
+
+
+def _recommended(leaf: Leaf) -> str:
+    if leaf.recommended is None:
+        return ""
+    algorithms = "".join(f" for `{name}`" for name in leaf.recommended.algorithms)
+    return f" Recommended{algorithms}: {leaf.recommended}."
 
 
 def _cell(text: str) -> str:

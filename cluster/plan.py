@@ -20,6 +20,7 @@ from rich.text import Text
 from actors.origin import Origin, find_origin
 from actors.reward_checks import validate_rewards
 from actors.reward_config import FunctionReward, ModelReward
+from cluster.advice import advise
 from cluster.config import RunConfig, problems_as_json
 from cluster.config_checks import cross_checks
 from cluster.plan_memory import GIB, MemoryEstimate, generator_memory, learner_memory, max_model_len
@@ -61,6 +62,7 @@ class Plan:
     roles: tuple[Role, ...]
     memory: tuple[MemoryEstimate, ...]  # of one process of each role; empty where the model's size is not known
     problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]  # what is allowed and was probably not meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def make_plan(config: RunConfig, *, gpus: bool | None = None) -> Plan:
         roles=tuple(roles(config, gpus=on_gpus)),
         memory=tuple(estimate for estimate in estimates if estimate is not None),
         problems=tuple(found.problems),
+        warnings=tuple(advise(config, parameters=None if found.model is None else found.model.parameters)),
     )
 
 
@@ -306,7 +309,7 @@ def _count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain values: config, arithmetic, roles, memory (bytes), problems."""
+    """The plan as plain values: config, arithmetic, roles, memory (bytes), problems, warnings."""
     return {
         "config": plan.config.model_dump(mode="json"),
         "arithmetic": list(plan.arithmetic),
@@ -314,6 +317,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "roles": [asdict(role) for role in plan.roles],
         "memory": [asdict(estimate) for estimate in plan.memory],
         "problems": problems_as_json(plan.problems),
+        "warnings": problems_as_json(plan.warnings),
     }
 
 
@@ -333,6 +337,9 @@ def render(plan: Plan) -> Group:
         shown += [Text(f"  {problem.where}: {problem.message}") for problem in plan.problems]
     else:
         shown.append(Text("No problems found", style="bold green"))
+    if plan.warnings:
+        shown.append(Text(f"Warnings ({len(plan.warnings)}), which stop nothing", style="bold yellow"))
+        shown += [Text(f"  {warning.where}: {warning.message}", style="yellow") for warning in plan.warnings]
     return Group(*shown)
 
 

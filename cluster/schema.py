@@ -18,6 +18,30 @@ _BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("
 
 
 @dataclass(frozen=True, slots=True)
+class Recommended:
+    """The range that is usual in practice, of a value that may also lie outside."""
+
+    low: float
+    high: float
+    algorithms: tuple[str, ...] = ()  # those that it is meant for; (): all
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}"
+
+
+def recommended(node: Node) -> Recommended | None:
+    """What a field recommends: `recommended: [low, high]`, and `recommended_for` where not all algorithms are meant.
+
+    >>> str(recommended({"type": "number", "recommended": [0.05, 0.1]}))
+    '0.05 to 0.1'
+    """
+    if "recommended" not in node:
+        return None
+    low, high = node["recommended"]
+    return Recommended(low, high, tuple(node.get("recommended_for", ())))
+
+
+@dataclass(frozen=True, slots=True)
 class Leaf:
     """One key that holds a value."""
 
@@ -26,6 +50,7 @@ class Leaf:
     default: str | None  # as JSON; None: must be given
     help: str
     types: tuple[str, ...] = ()  # in a section told apart by `type`, those that have this key; (): all
+    recommended: Recommended | None = None
 
 
 class Schema:
@@ -33,7 +58,7 @@ class Schema:
 
     >>> schema = Schema({"properties": {"steps": {"type": "integer", "minimum": 1, "description": "Steps."}}})
     >>> list(schema.leaves())
-    [Leaf(path='steps', accepts='integer ≥ 1', default=None, help='Steps.', types=())]
+    [Leaf(path='steps', accepts='integer ≥ 1', default=None, help='Steps.', types=(), recommended=None)]
     """
 
     def __init__(self, root: Node) -> None:
@@ -135,7 +160,7 @@ class Schema:
             yield from self.leaves(self.resolve(node)["items"], f"{path}.*.")
         else:
             default = None if required or "default" not in node else json.dumps(node["default"], ensure_ascii=False)
-            yield Leaf(path, self.describe(node), default, _help(node))
+            yield Leaf(path, self.describe(node), default, _help(node), recommended=recommended(node))
 
     def nearest(self, path: str) -> list[str]:
         """Existing paths that an unknown one was probably meant to be, best first; empty where none is near.

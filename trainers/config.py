@@ -20,9 +20,9 @@ class Config(BaseModel):
 class SamplingConfig(Config):
     """How completions are drawn. Only options under which generator and trainer mean the same distribution exist."""
 
-    n: int = Field(default=8, ge=1)
+    n: int = Field(default=8, ge=1, json_schema_extra={"recommended": [4, 64], "recommended_for": ["grpo"]})
     """Completions for each prompt (the group size)."""
-    temperature: float = Field(default=1.0, gt=0, le=10)
+    temperature: float = Field(default=1.0, gt=0, le=10, json_schema_extra={"recommended": [0.7, 1.2]})
     """Divides the logits, in the generator and in the trainer alike."""
     max_tokens: int = Field(default=512, ge=1)
     """Longest completion, in tokens; a longer one ends as `length` and counts as truncated."""
@@ -68,7 +68,7 @@ class TrainConfig(Config):
     """Prompts of one step; each gets `sampling.n` completions."""
     updates_per_step: int = Field(default=1, ge=1)
     """Optimizer steps that one pass over a step's samples is cut into (1 = exactly on-policy)."""
-    epochs_per_step: int = Field(default=1, ge=1)
+    epochs_per_step: int = Field(default=1, ge=1, json_schema_extra={"recommended": [1, 4]})
     """Passes over a step's samples."""
     learning_rate: float = Field(default=1e-6, ge=0)
     """Peak learning rate of AdamW."""
@@ -76,9 +76,9 @@ class TrainConfig(Config):
     """How the learning rate goes on after the warm-up; linear and cosine reach 0 after the last optimizer step."""
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps over which the learning rate rises from 0."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, json_schema_extra={"recommended": [0, 0.1]})
     """AdamW's decoupled weight decay."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0, json_schema_extra={"recommended": [0.1, 1]})
     """Gradients are scaled down to this global norm."""
     max_tokens_per_microbatch: int = Field(default=8192, ge=1)
     """Token budget of one forward and backward pass, padding included; changes memory and speed, never the result."""

@@ -66,6 +66,8 @@ class PlanAnswer(BaseModel):
 
     config: dict[str, Any] | None
     problems: list[Detail]
+    warnings: list[Detail] = []
+    """What is allowed and was probably not meant; empty where there is no plan."""
     arithmetic: list[str]
     gpus: bool | None
     roles: list[dict[str, Any]]

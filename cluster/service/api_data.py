@@ -30,6 +30,7 @@ from cluster.service.answers import (
     Waiting,
 )
 from cluster.service.creating import Using, check_tree, make_plan, uses
+from cluster.service.datasets import suffix_of
 from cluster.service.errors import ApiError
 from cluster.service.hung_up import while_connected
 from cluster.service.models import Kind
@@ -142,7 +143,7 @@ async def upload(parts: Using, request: Request) -> DatasetAnswer:
     partial = await asyncio.to_thread(datasets.begin)
     try:
         with datasets.room_for(announced_size(request), limit=limit) as room:
-            name, _ = await receive_file(request, partial / "upload", limit=room)
+            name, _ = await receive_file(request, partial / "upload", limit=room, check_name=suffix_of)
             file = datasets.name_file(partial, partial / "upload", name)
             checking = parts.checker.call("check", {"path": str(file)}, deadline_s=CHECK_S)
             report = await while_connected(request, checking)

@@ -120,6 +120,7 @@ def _no_plan(problems: Any) -> dict[str, Any]:
     return {
         "config": None,
         "problems": problems_as_json(problems),
+        "warnings": [],
         "arithmetic": [],
         "gpus": None,
         "roles": [],

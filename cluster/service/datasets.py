@@ -72,10 +72,7 @@ class Datasets:
 
     def name_file(self, partial: Path, upload: Path, name: str) -> Path:
         """Give the uploaded file the suffix that its name promises. Raises ApiError 415 for another one."""
-        suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), None)
-        if suffix is None:
-            raise ApiError(415, "unsupported_media_type", f"expected a file name that ends in {', '.join(SUFFIXES)}")
-        return upload.rename(partial / f"prompts{suffix}")
+        return upload.rename(partial / f"prompts{suffix_of(name)}")
 
     def finish(self, partial: Path, file: Path, name: str, report: Mapping[str, Any]) -> dict[str, Any]:
         """Make the upload a dataset, with its report."""
@@ -129,6 +126,14 @@ class Datasets:
         """Remove what uploads that were cut off have left (at the service's start)."""
         for leftover in (*self._folder.glob(".ds-*.partial"), *self._folder.glob(".ds-*.deleted")):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def suffix_of(name: str) -> str:
+    """The suffix that says how a file is read. Raises ApiError 415 for a name that ends in none of them."""
+    suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), None)
+    if suffix is None:
+        raise ApiError(415, "unsupported_media_type", f"expected a file name that ends in {', '.join(SUFFIXES)}")
+    return suffix
 
 
 def _size(file: Path) -> int:

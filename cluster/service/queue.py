@@ -92,10 +92,12 @@ class Queue:
                 raise ApiError(409, "conflict", _cannot(what, run))
             job = read_job(directory)
             if job is None:
-                if what == "pause" or not await asyncio.to_thread(interrupt, directory):
-                    raise ApiError(
-                        409, "conflict", f"the run was started elsewhere, from where it can be stopped: {run.id}"
-                    )
+                if what == "pause":
+                    advice = "it can be stopped, and resumed later"
+                    raise ApiError(409, "conflict", f"the service did not start this run and cannot pause it; {advice}")
+                if not await asyncio.to_thread(interrupt, directory):
+                    where = "its process is on another machine, or not the service's to end"
+                    raise ApiError(409, "conflict", f"the service did not start this run, and {where}; stop it there")
                 return
             job = job.model_copy(update={"asked": what})
             write_job(directory, job)

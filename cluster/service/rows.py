@@ -1,24 +1,32 @@
 """The first rows of a prompts file as a chat, for the page. It runs in a helper process: a file may be hostile.
 
-It knows the record format and how files are read; it validates nothing beyond what it shows.
+It knows the record format and how files are read; it validates nothing beyond what it shows. A row is at most
+`LARGEST_ROW` bytes of JSON, whatever the file holds, so that an answer of 200 rows is at most 15 MiB: texts, lists and
+objects are cut where they are long, and "…" stands where something was cut.
 """
 
 from __future__ import annotations
 
 import gzip
 import itertools
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.service.cutting import CUT, MOST_ITEMS, OVER, Room
 from trainers.data.detect import inspect
 from trainers.data.messages import without_answer
+from trainers.data.parquet import batch_rows
 from trainers.data.record import to_prompt
 from trainers.data.strict import DecodeError, loads
 
+_MESSAGES, _COLUMNS, _PROBLEM = 40 << 10, 24 << 10, 4 << 10  # bytes of JSON of one row
+LARGEST_ROW = _MESSAGES + _COLUMNS + _PROBLEM + 4 * OVER
+_MESSAGE = 1 << 9  # bytes that are left for another message to be begun
+_LONGEST_ROLE = 20  # characters
 _LONGEST_LINE = 1 << 22  # bytes; a longer record is not shown
-_LONGEST_VALUE = 4000  # characters
+_MOST_FINDINGS = 20  # of one record
+_BATCH_ROWS = 16  # the file's own sizes count a value that repeats only once
 _HIDDEN = ("prompt", "messages")
 
 
@@ -27,43 +35,55 @@ def read_rows(path: Path, *, count: int, offset: int) -> list[dict[str, Any]]:
 
     Raises OSError or ValueError where the file cannot be read at all.
     """
-    records = _parquet(path, offset + count) if path.name.endswith(".parquet") else _lines(path)
-    return [_row(line, record) for line, record in itertools.islice(records, offset, offset + count)]
+    parquet = path.name.endswith(".parquet")
+    records = _parquet(path, offset) if parquet else itertools.islice(_lines(path), offset, None)
+    return [_row(line, record) for line, record in itertools.islice(records, count)]
 
 
 def _row(line: int, record: Any) -> dict[str, Any]:
+    messages, columns, problem = _parts(line, record)
+    return {
+        "line": line,
+        "messages": None if messages is None else _chat(messages),
+        "columns": Room(_COLUMNS).fit(columns),
+        "problem": None if problem is None else Room(_PROBLEM).fit(problem),
+    }
+
+
+def _parts(line: int, record: Any) -> tuple[Sequence[Any] | None, Mapping[str, Any], str | None]:
+    """Messages, columns and problem, as large as they are."""
     if isinstance(record, str):
-        return {"line": line, "messages": None, "columns": {}, "problem": record}
+        return None, {}, record
     shape, findings = inspect(record)
-    wrong = [finding for finding in findings if finding.severity == "error"]
+    wrong = [finding for finding in findings if finding.severity == "error"][:_MOST_FINDINGS]
     if shape is None or wrong:
         problem = "; ".join(f"{f.field or 'record'}: found {f.found}, expected {f.expected}" for f in wrong)
-        return {"line": line, "messages": None, "columns": _columns(record), "problem": problem or "no valid record"}
+        return None, _columns(record), problem or "no valid record"
     if shape.format in ("rlhf-online", "sft"):
         prompt = to_prompt(record, source=str(line), line=line)
-        messages = list(record["messages"]) if record.get("messages") is not None else list(prompt.messages)
-        return {"line": line, "messages": messages, "columns": _columns(prompt.columns), "problem": None}
+        messages = record["messages"] if record.get("messages") is not None else prompt.messages
+        return messages, _columns(prompt.columns), None
     turns = without_answer(record["messages"]) if isinstance(record.get("messages"), list) else None
-    return {"line": line, "messages": turns, "columns": _columns(record), "problem": None}
+    return turns, _columns(record), None
 
 
 def _columns(record: Any) -> dict[str, Any]:
     if not isinstance(record, Mapping):
         return {}
-    return {str(name): _plain(value) for name, value in record.items() if name not in _HIDDEN}
+    return {name: value for name, value in record.items() if name not in _HIDDEN}
 
 
-def _plain(value: Any) -> Any:
-    """A value that JSON holds; what is long is cut, with a mark."""
-    if isinstance(value, str):
-        return value if len(value) <= _LONGEST_VALUE else value[:_LONGEST_VALUE] + "…"
-    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value)
+def _chat(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    """The messages that there is room for; one that holds only "…" stands for the rest."""
+    room = Room(_MESSAGES)
+    shown: list[dict[str, Any]] = []
+    turns = [turn if isinstance(turn, Mapping) else {"content": turn} for turn in messages[: MOST_ITEMS + 1]]
+    for turn in turns:
+        role = str(turn.get("role", ""))[:_LONGEST_ROLE]
+        if room.left < _MESSAGE or len(shown) == MOST_ITEMS:
+            return [*shown, {"role": role, "content": CUT}]
+        shown.append(room.fit({"role": role, "content": turn.get("content"), **{**turn, "role": role}}))
+    return shown
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -86,12 +106,17 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, f"no valid JSON: {error}"
 
 
-def _parquet(path: Path, last: int) -> Iterator[tuple[int, Any]]:
+def _parquet(path: Path, offset: int) -> Iterator[tuple[int, Any]]:
+    """(row, values) after the first `offset`; only so many rows are held at a time as may be large."""
     import pyarrow.parquet as pq
 
-    number = 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=min(max(last, 1), 256)):
-            for row in batch.to_pylist():
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        groups, number = list(range(file.num_row_groups)), 0
+        while groups and number + file.metadata.row_group(groups[0]).num_rows <= offset:
+            number += file.metadata.row_group(groups.pop(0)).num_rows
+        size = min(batch_rows(file.metadata), _BATCH_ROWS)
+        for batch in file.iter_batches(batch_size=size, row_groups=groups, use_threads=False):
+            for index in range(batch.num_rows):
                 number += 1
-                yield number, row
+                if number > offset:
+                    yield number, batch.slice(index, 1).to_pylist()[0]

@@ -149,7 +149,7 @@ def actions(run: Run, directory: RunDirectory) -> list[Action]:
     """What the state allows now."""
     able: list[Action] = []
     if run.state in _GOING and not run.stopping:
-        able += ["stop", "pause"]
+        able += ["stop", "pause"] if run.by_service else ["stop"]
     if run.state in ("paused", "stopped", "failed"):
         able.append("resume")
     if run.state != "unreadable":

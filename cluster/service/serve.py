@@ -7,6 +7,7 @@ runs end and start Ray Serve for their rewards. Runs are jobs on the cluster, wh
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import secrets
 import socket
@@ -37,6 +38,7 @@ class ServeOptions:
     models: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     reward_files: tuple[Path, ...] = ()
+    proxies: tuple[str, ...] = ()
     at_once: int | None = None
     max_upload_gb: float = 10.0
     max_uploads_gb: float = 100.0
@@ -45,6 +47,7 @@ class ServeOptions:
 def run_service(options: ServeOptions) -> None:
     """Serve until interrupted. UserError for what the operator must mend first."""
     settings = make_settings(options)
+    proxies = check_proxies(options.proxies)
     if settings.token_sha256 is None and not is_loopback(options.host):
         advice = "make one with `rlhf serve --new-token`, or set RLHF_TOKEN"
         raise UserError([Problem("--host", f"{options.host} can be reached by others, so a token is needed: {advice}")])
@@ -57,12 +60,28 @@ def run_service(options: ServeOptions) -> None:
         log_level="warning",
         access_log=False,  # links carry tickets
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,  # without proxies not asked, whatever the environment says
         timeout_graceful_shutdown=_GRACE_S,
     )
     shown = f"[{options.host}]" if ":" in options.host else options.host
     print(f"rlhf-online: http://{shown}:{listening.getsockname()[1]}  (runs in {settings.root})", flush=True)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def check_proxies(entries: tuple[str, ...]) -> list[str]:
+    """Addresses and networks whose word on who the client is counts. UserError for what is none, or is everybody."""
+    problems = []
+    for entry in entries:
+        try:
+            if ipaddress.ip_network(entry).prefixlen == 0:
+                problems.append(Problem("--proxy", f"{entry} is every address, so that anybody could say who they are"))
+        except ValueError:
+            advice = "expected the IP address of a reverse proxy, or a network such as 10.1.0.0/16"
+            problems.append(Problem("--proxy", f"{advice}, found {entry!r}"))
+    if problems:
+        raise UserError(problems)
+    return list(entries)
 
 
 def make_settings(options: ServeOptions) -> Settings:

@@ -6,7 +6,7 @@ It knows the form's grammar through python-multipart and a size limit; nothing o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +26,7 @@ _FORM = 1 << 20  # bytes that boundaries and headers may add
 class _Form:
     """What the parser has found so far; `data` are the file's bytes not yet taken."""
 
+    check_name: Callable[[str], object]
     headers: dict[bytes, bytes] = field(default_factory=dict)
     header: list[bytes] = field(default_factory=lambda: [b"", b""])
     is_file: bool = False
@@ -58,6 +59,7 @@ class _Form:
         if self.is_file:
             self.files += 1
             self.name = options[b"filename"].decode("utf-8", "replace")
+            self.check_name(self.name)
 
     def content(self, data: bytes, start: int, end: int) -> None:
         """A piece of the part's content."""
@@ -69,16 +71,19 @@ class _Form:
         self.ended = True
 
 
-async def receive_file(request: Request, path: Path, *, limit: int) -> tuple[str, int]:
+async def receive_file(
+    request: Request, path: Path, *, limit: int, check_name: Callable[[str], object]
+) -> tuple[str, int]:
     """Write the form's field `file` to `path` as it comes: the name that the client gives it, and its size in bytes.
 
-    The name is for people only. Raises ApiError; what was written is left to the caller to remove.
+    The name is for people only; `check_name` may refuse it (ApiError) before the file's bytes are read.
+    Raises ApiError; what was written is left to the caller to remove.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         raise ApiError(415, "unsupported_media_type", "send multipart/form-data with one field `file`")
-    form, size = _Form(), 0
+    form, size = _Form(check_name), 0
     parser = MultipartParser(
         boundary,
         {

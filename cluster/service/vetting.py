@@ -26,6 +26,7 @@ _WILDCARD = re.compile(r"[*?\[]")
 _FILES = ("prompts", "eval_prompts")
 _LONGEST_PATH = 4096
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_HIDDEN = re.compile(r"://\*\*\*@|[?&][^=&\s]*=\*\*\*")  # as `redacted` writes it
 _SECRET_QUERY = re.compile(r"([?&][^=&\s]*(?:token|key|secret|password|signature|sig)[^=&\s]*=)[^&\s\"']+", re.I)
 
 
@@ -35,10 +36,16 @@ def vet(config: RunConfig, settings: Settings, *, trusted: Mapping[str, Any] | N
     known = {value for _, value in _leaves(trusted or {}) if isinstance(value, str)}
     problems = []
     for path, value in _leaves(tree):
-        if isinstance(value, str) and value not in known and (check := _check_for(path)) is not None:
-            problem = _bad_text(value) or check(value, settings)
-            problems += [Problem(path, problem)] if problem else []
+        if isinstance(value, str) and value not in known and (problem := _problem(path, value, settings)):
+            problems.append(Problem(path, problem))
     return problems
+
+
+def _problem(path: str, value: str, settings: Settings) -> str | None:
+    if _HIDDEN.search(value):
+        return "credentials were hidden here (***): give them again, or clone the run and change only other settings"
+    check = _check_for(path)
+    return None if check is None else _bad_text(value) or check(value, settings)
 
 
 def owned(tree: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

@@ -11,13 +11,16 @@ import os
 import resource
 import sys
 import traceback
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
 from trainers.errors import Problem, UserError
 
 _MOST_MEMORY = 16 << 30  # bytes of address space for a file that may unpack to anything
+_ROWS_MEMORY = 1 << 30  # the same to show some rows of one, beyond what the process has taken before
 Work = Callable[[Mapping[str, Any]], Any]
 
 
@@ -51,13 +54,29 @@ def check_file(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def rows(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Some rows of a prompt file, for the page."""
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # the usual one reserves 1 GiB for its first byte
+    import pyarrow as pa
+
     from cluster.service.rows import read_rows
 
+    _limit_memory()
     path = Path(arguments["path"])
     try:
         return read_rows(path, count=arguments["count"], offset=arguments["offset"])
-    except (OSError, ValueError, EOFError) as error:
+    except MemoryError:
+        problem = f"cannot be shown: these rows take more than {_ROWS_MEMORY >> 30} GiB of memory to read"
+        raise UserError([Problem(path.name, problem)]) from None
+    except (OSError, ValueError, EOFError, zlib.error, pa.ArrowException) as error:
         raise UserError([Problem(path.name, f"cannot be shown: {error}")]) from error
+
+
+@cache
+def _limit_memory() -> None:
+    """From now on this process may take `_ROWS_MEMORY` more: libraries and their threads have taken theirs by then."""
+    taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = taken + _ROWS_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def lengths(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import yaml
 from cluster import config_docs
 from cluster.config import RunConfig, load_config, parse_config, resolve_paths, run_schema
 from cluster.config_checks import cross_checks
-from cluster.schema import Schema
+from cluster.overrides import set_path
+from cluster.schema import Recommended, Schema
 from trainers.errors import UserError
 
 SMALLEST = {
@@ -68,6 +69,25 @@ def test_fewer_than_a_hundred_and_fifty_keys():
 
 def test_every_leaf_has_a_help_text():
     assert [leaf.path for leaf in run_schema().leaves() if not leaf.help] == []
+
+
+def test_recommended_ranges_hold_the_defaults_and_what_is_allowed():
+    """They are in the schema, for the page's form; the docs say them from there."""
+    found = {(leaf.path, leaf.types): leaf for leaf in run_schema().leaves() if leaf.recommended is not None}
+    coefficient = found["algorithm.kl.coef", ("grpo", "ppo")]
+    assert coefficient.recommended == Recommended(0.05, 0.1)
+    assert run_schema().root["$defs"]["KLConfig"]["properties"]["coef"]["recommended"] == [0.05, 0.1]
+    assert run_schema().root["$defs"]["SamplingConfig"]["properties"]["n"]["recommended_for"] == ["grpo"]
+    assert "0 loads no reference. Recommended: 0.05 to 0.1. (for" in config_docs.render()
+    assert "(the group size). Recommended for `grpo`: 4 to 64. |" in config_docs.render()
+    assert len(found) >= 12
+    algorithms = {"gkd": {"type": "gkd", "teacher": {"model": "org/teacher"}}, "grpo": {"type": "grpo"}}
+    for leaf in found.values():
+        low, high = leaf.recommended.low, leaf.recommended.high
+        assert low <= float(leaf.default) <= high, leaf.path
+        algorithm = algorithms.get((*leaf.types, "grpo")[0], {"type": "ppo"})
+        for end in (low, high):
+            parse_config(set_path(tree(algorithm=algorithm), leaf.path, end))
 
 
 def test_the_page_of_the_docs_is_current():

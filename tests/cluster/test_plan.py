@@ -276,7 +276,7 @@ def test_problems_of_the_evaluation_prompts_count_too(make, tmp_path):
 
 
 def test_the_plan_as_text_and_as_json(make):
-    plan = make_plan(make(sampling={"n": 1}), gpus=False)
+    plan = make_plan(make(sampling={"n": 1}, train={"max_grad_norm": 10}), gpus=False)
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(render(plan))
     text = console.export_text()
@@ -285,12 +285,23 @@ def test_the_plan_as_text_and_as_json(make):
         "learner",
         "rough estimate",
         "Problems (1)",
+        "Warnings (2)",
+        "train.max_grad_norm: 10 is far from the usual 0.1 to 1",
         "\nseed: 0",
     ):
         assert part in text
     value = json.loads(json.dumps(as_json(plan)))
+    assert text.index("Problems (1)") < text.index("Warnings (2)")
     assert value["problems"][0]["path"] == "sampling.n"
+    assert [warning["path"] for warning in value["warnings"]] == ["train.max_grad_norm", "data.eval_prompts"]
     assert parse_config(value["config"]) == plan.config
+
+
+def test_warnings_stop_nothing_and_know_the_models_size(make):
+    """The model has some hundred thousand parameters, for which no learning rate is said to be high."""
+    config = make(train={"learning_rate": 1e-3})
+    assert problems(config) == {}
+    assert [warning.where for warning in make_plan(config, gpus=False).warnings] == ["data.eval_prompts"]
 
 
 def test_standard_output_is_json_and_nothing_else(make, tmp_path):

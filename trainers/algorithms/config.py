@@ -12,8 +12,8 @@ from trainers.config import Config
 class KLConfig(Config):
     """How the policy is held near the reference (the policy as the run began)."""
 
-    coef: float = Field(default=0.05, ge=0)
-    """Weight of the KL term; 0.05 to 0.1 is recommended, 0 loads no reference."""
+    coef: float = Field(default=0.05, ge=0, json_schema_extra={"recommended": [0.05, 0.1]})
+    """Weight of the KL term; 0 loads no reference."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Per-token estimator of the KL divergence: k1 in the reward, k2 or k3 in the loss."""
     placement: Literal["reward", "loss"] = "loss"
@@ -79,9 +79,9 @@ class GRPOConfig(Config):
     """Baseline: the group's mean (GRPO), or the mean of the others (RLOO, arXiv 2402.14740)."""
     scale: Literal["group", "batch", "none"] = "group"
     """Divide group advantages by the group's or the batch's standard deviation, or not (Dr. GRPO, 2503.20783)."""
-    clip_low: float = Field(default=0.2, ge=0, lt=1)
+    clip_low: float = Field(default=0.2, ge=0, lt=1, json_schema_extra={"recommended": [0.1, 0.3]})
     """The probability ratio is clipped below at 1 − clip_low."""
-    clip_high: float = Field(default=0.2, ge=0)
+    clip_high: float = Field(default=0.2, ge=0, json_schema_extra={"recommended": [0.1, 0.3]})
     """The probability ratio is clipped above at 1 + clip_high (DAPO, 2503.14476, uses 0.28)."""
     dual_clip: float | None = Field(default=None, gt=1)
     """Where the advantage is negative, the loss is at most this many times its size (1912.09729: 3); null = any."""
@@ -130,13 +130,13 @@ class PPOConfig(Config):
     """Selects this algorithm."""
     kl: PPOKLConfig = PPOKLConfig()
     """KL control."""
-    gamma: float = Field(default=1.0, ge=0, le=1)
+    gamma: float = Field(default=1.0, ge=0, le=1, json_schema_extra={"recommended": [0.99, 1]})
     """Discount of later rewards, per token; 1 = none."""
-    lam: float = Field(default=0.95, ge=0, le=1)
+    lam: float = Field(default=0.95, ge=0, le=1, json_schema_extra={"recommended": [0.9, 1]})
     """Lambda of generalised advantage estimation (arXiv 1506.02438): 1 = no bias, smaller = less variance."""
-    clip_low: float = Field(default=0.2, ge=0, lt=1)
+    clip_low: float = Field(default=0.2, ge=0, lt=1, json_schema_extra={"recommended": [0.1, 0.3]})
     """The probability ratio is clipped below at 1 − clip_low."""
-    clip_high: float = Field(default=0.2, ge=0)
+    clip_high: float = Field(default=0.2, ge=0, json_schema_extra={"recommended": [0.1, 0.3]})
     """The probability ratio is clipped above at 1 + clip_high."""
     dual_clip: float | None = Field(default=None, gt=1)
     """Where the advantage is negative, the loss is at most this many times its size (1912.09729: 3); null = any."""
@@ -179,7 +179,7 @@ class GKDConfig(Config):
     """The teacher."""
     beta: float = Field(default=0.5, ge=0, le=1)
     """Which divergence: 0 = KL(teacher ‖ policy), 1 = KL(policy ‖ teacher), between = generalised Jensen–Shannon."""
-    lmbda: float = Field(default=0.5, ge=0, le=1)
+    lmbda: float = Field(default=0.5, ge=0, le=1, json_schema_extra={"recommended": [0.5, 1]})
     """Probability that the policy writes a step's completions; else the teacher does, or they are the data's."""
     temperature: float = Field(default=1.0, gt=0)
     """Divides both models' logits in the divergence; it is not the temperature of sampling."""

@@ -48,7 +48,7 @@ class ParquetScan:
             file = pq.ParquetFile(stored, buffer_size=2**20)
             _check_names(file.schema_arrow)
             row = 1
-            for batch in file.iter_batches(batch_size=_batch_rows(file.metadata)):
+            for batch in file.iter_batches(batch_size=batch_rows(file.metadata)):
                 self._rows(row, list(_rows(batch)))
                 row += batch.num_rows
                 if on_share is not None:
@@ -90,7 +90,7 @@ def _judge(row: dict[str, Any] | Finding) -> tuple[Shape | None, list[Finding]]:
     return shape, findings
 
 
-def _batch_rows(metadata: Any) -> int:
+def batch_rows(metadata: Any) -> int:
     """Rows that together come to about BATCH_BYTES."""
     size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     return int(min(max(BATCH_BYTES * metadata.num_rows // max(size, 1), 1), MAX_BATCH_ROWS))

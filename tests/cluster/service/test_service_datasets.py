@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import shutil
 import tracemalloc
@@ -16,6 +17,7 @@ import pytest
 from served import serving
 from starlette.requests import Request
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from cluster.run_directory import RunDirectory
 from cluster.service.datasets import Datasets
@@ -177,6 +179,30 @@ def test_all_uploads_together_are_bounded(settings: Settings) -> None:
     )
 
 
+def test_a_wrong_suffix_is_refused_before_the_file_is_read(client: TestClient, settings: Settings) -> None:
+    """The body never ends; only its first block, which holds the form's header, is taken."""
+    taken, answers = 0, []
+    block = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\n'
+    blocks = itertools.chain([block], itertools.repeat(b"x" * 65536))
+
+    async def receive() -> Message:
+        nonlocal taken
+        taken += 1
+        return {"type": "http.request", "body": next(blocks), "more_body": True}
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=b")]
+    path = "/api/v1/datasets"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    assert client.portal is not None
+    client.portal.call(client.app, {**scope, "headers": headers}, receive, send)
+    assert (taken, answers[0]["status"]) == (1, 415)
+    assert b"expected a file name that ends in .jsonl.gz, .jsonl, .parquet" in answers[1]["body"]
+    assert list(settings.datasets.iterdir()) == []
+
+
 def test_uploads_at_the_same_time_share_the_room(tmp_path: Path) -> None:
     datasets = Datasets(tmp_path / "datasets", most=1000)
     with datasets.room_for(600, limit=700) as room:
@@ -210,7 +236,7 @@ async def test_an_upload_takes_constant_memory(tmp_path: Path) -> None:
     headers = [(b"content-type", b"multipart/form-data; boundary=b")]
     request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
     tracemalloc.start()
-    name, size = await receive_file(request, tmp_path / "upload", limit=1 << 30)
+    name, size = await receive_file(request, tmp_path / "upload", limit=1 << 30, check_name=str)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (name, size) == ("a.jsonl", len(block) * count)

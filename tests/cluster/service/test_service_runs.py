@@ -78,7 +78,29 @@ def test_remaining_time_of_a_run_that_goes(client: TestClient, make_run: MakeRun
     hold(run)
     shown = client.get(f"/api/v1/runs/{run.path.name}").json()
     assert (shown["run"]["state"], shown["remaining_s"]) == ("running", 20.0)
-    assert shown["actions"] == ["stop", "pause", "clone"]
+    assert shown["actions"] == ["stop", "clone"]
+
+
+def test_pause_is_offered_for_runs_of_the_service_only(client: TestClient, make_run: MakeRun, hold: Any) -> None:
+    run = make_run()
+    run.update(state="running")
+    hold(run)
+    path = f"/api/v1/runs/{run.path.name}"
+    refused = client.post(f"{path}/pause")
+    assert refused.status_code == 409
+    assert refused.json()["error"]["message"] == (
+        "the service did not start this run and cannot pause it; it can be stopped, and resumed later"
+    )
+    assert "pause" not in client.get(path).json()["actions"]
+    write_job(run, Job(since=1.0, submission="a-job"))
+    assert client.get(path).json()["actions"] == ["stop", "pause", "clone"]
+
+
+def test_a_run_whose_process_is_elsewhere_is_stopped_there(client: TestClient, make_run: MakeRun) -> None:
+    run = make_run()
+    answer = client.post(f"/api/v1/runs/{run.path.name}/stop")
+    assert answer.status_code == 409
+    assert "stop it there" in answer.json()["error"]["message"]
 
 
 def test_a_run_whose_process_is_gone_has_failed(client: TestClient, make_run: MakeRun, hold: Any) -> None:
@@ -455,6 +477,25 @@ def test_a_clone_may_not_leave_what_its_run_was_allowed(client: TestClient, make
         answer = client.post(path, json={"changes": changes})
         assert answer.status_code == 422, changes
         assert [detail["path"] for detail in answer.json()["error"]["details"]] == [where]
+
+
+def test_hidden_credentials_are_not_taken_for_credentials(client: TestClient, make_run: MakeRun, root: Path) -> None:
+    """What the API shows of a run, sent back as it is, would train with *** as the password."""
+    secret = [{"type": "http", "url": "https://me:hunter2@judge/s?api_key=5"}]
+    run = make_run(rewards=secret)
+    path = f"/api/v1/runs/{run.path.name}"
+    shown = client.get(path).json()["config"]
+    assert shown["rewards"][0]["url"] == "https://***@judge/s?api_key=***"
+    runs = sorted(root.glob("*/run.json"))
+    plan = client.post("/api/v1/plan", json=shown).json()
+    made = client.post("/api/v1/runs", json=shown)
+    cloned = client.post(f"{path}/clone", json={"changes": {"rewards": shown["rewards"]}})
+    for found in (plan["problems"], made.json()["error"]["details"], cloned.json()["error"]["details"]):
+        assert [one["message"] for one in found if one["path"] == "rewards.0.url"] == [
+            "credentials were hidden here (***): give them again, or clone the run and change only other settings"
+        ]
+    assert (made.status_code, cloned.status_code) == (422, 422)
+    assert sorted(root.glob("*/run.json")) == runs
 
 
 def test_a_bad_config_names_every_problem(client: TestClient, root: Path) -> None:

@@ -130,3 +130,37 @@ def test_models_may_lie_in_stores(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must not hold a password") as caught:
         make_settings(options(tmp_path, models=("sftp://me:hunter2@host/models",)))
     assert "hunter2" not in str(caught.value)
+
+
+def asking(url: str, *, peer: str, forwarded: str, token: str) -> int:
+    """The status of one request that comes from the address `peer` and says that it is forwarded."""
+    with httpx.Client(transport=httpx.HTTPTransport(local_address=peer)) as client:
+        headers = {"Authorization": f"Bearer {token}", "X-Forwarded-For": forwarded}
+        return client.get(f"{url}/api/v1/runs", headers=headers).status_code
+
+
+def test_clients_behind_a_proxy_have_attempts_of_their_own(start: Any) -> None:
+    """The proxy is 127.0.0.1; 127.0.0.2 is none, and may say what it likes."""
+    right, proxy = "t" * 16, "127.0.0.1"
+    url = address(start("--port", "0", "--proxy", proxy, "--proxy", "10.1.0.0/16", RLHF_TOKEN=right))
+    wrong = [asking(url, peer=proxy, forwarded="203.0.113.1", token="wrong") for _ in range(11)]
+    assert wrong == [401] * 10 + [429]
+    assert asking(url, peer=proxy, forwarded="203.0.113.2", token=right) == 200
+    assert asking(url, peer=proxy, forwarded="203.0.113.2, 203.0.113.1, 10.1.2.3", token=right) == 429
+    forged = [asking(url, peer="127.0.0.2", forwarded=f"203.0.113.{10 + i}", token="wrong") for i in range(11)]
+    assert forged == [401] * 10 + [429]
+
+
+def test_without_the_option_nobody_is_believed(start: Any) -> None:
+    right = "t" * 16
+    url = address(start("--port", "0", RLHF_TOKEN=right, FORWARDED_ALLOW_IPS="*"))
+    codes = [asking(url, peer="127.0.0.1", forwarded=f"203.0.113.{i}", token="wrong") for i in range(11)]
+    assert codes == [401] * 10 + [429]
+
+
+@pytest.mark.parametrize("proxy", ["*", "proxy.example", "10.0.0.1/8", "0.0.0.0/0", "::/0", "", "10.0.0.1,10.0.0.2"])
+def test_a_proxy_is_an_address_or_a_network(start: Any, proxy: str) -> None:
+    process = start("--port", "0", "--proxy", proxy)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said.startswith("--proxy: ")

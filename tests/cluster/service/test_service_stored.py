@@ -236,6 +236,7 @@ def test_the_base_of_an_adapter_in_a_store_must_be_allowed_too(
     assert problem in found["message"]
     assert (made.status_code, made.json()["error"]["code"]) == (422, "invalid_config")
     assert plan["config"]["policy"]["model"] == f"file://{store}/sft"
+    assert plan["warnings"] == []  # as there is no plan
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +272,7 @@ def test_a_run_is_made_with_the_address_that_its_config_names(
     tree = {**TREE, **sizes, "policy": {"model": policy, "dtype": "float32"}, "data": data}
     plan = client.post("/api/v1/plan", json=tree).json()
     assert plan["problems"] == []
+    assert [warning["path"] for warning in plan["warnings"]] == ["data.eval_prompts"]
     assert plan["memory"]
     assert plan["config"]["policy"]["model"] == policy
     made = client.post("/api/v1/runs", json=tree).json()

@@ -150,6 +150,21 @@ def test_a_clone_may_keep_what_its_run_has_and_no_more(settings: Settings) -> No
     assert problems(settings, trusted=source, rewards=changed) == ["rewards.0.path"]
 
 
+@pytest.mark.parametrize(
+    ("url", "refused"),
+    [
+        ("https://***@judge/s", True),
+        ("https://judge/s?model=x&access_token=***", True),
+        ("https://judge/***?note=**", False),
+        ("https://me:right@judge/s", False),
+    ],
+)
+def test_hidden_credentials(settings: Settings, url: str, refused: bool) -> None:
+    rewards = [{"type": "http", "url": url}]
+    assert problems(settings, rewards=rewards) == (["rewards.0.url"] if refused else [])
+    assert problems(settings, trusted={"rewards": rewards}, rewards=rewards) == []
+
+
 def test_the_root_is_the_services(settings: Settings) -> None:
     assert owned(TREE, settings)["root"] == str(settings.root)
     assert owned({**TREE, "root": str(settings.root)}, settings)["root"] == str(settings.root)
