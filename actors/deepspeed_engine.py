@@ -151,26 +151,9 @@ class TrainingEngine:
         with _whole(list(named.values())):
             yield named
 
-    def masters(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The optimizer's float32 copies of trained weights, whole. Every rank calls it."""
-        named = dict(trained_parameters(self.module))
-        found: dict[str, Tensor] = {}
-        for name in names:
-            master = safe_get_full_fp32_param(named[name])
-            found[name] = (named[name] if master is None else master).detach().float().clone()
-        return found
-
-    def set_weights(self, values: Mapping[str, Tensor]) -> None:
-        """Overwrite trained weights, and the optimizer's master copies of them."""
-        named = dict(trained_parameters(self.module))
-        for name, value in values.items():
-            parameter = named[name]
-            with _whole([parameter], modifier_rank=0), torch.no_grad():
-                parameter.copy_(value)
-            if hasattr(parameter, "ds_id"):
-                _set_partition(parameter, value)
-            else:
-                safe_set_full_fp32_param(parameter, value.float())
+    def masters(self) -> MasterWeights:
+        """The optimizer's own copies of the trained weights."""
+        return MasterWeights(trained_parameters(self.module))
 
     @property
     def learning_rate(self) -> float:
@@ -236,6 +219,35 @@ class FrozenEngine:
     def __call__(self, **inputs: Any) -> Any:
         """A forward pass."""
         return self._model(**inputs)
+
+
+class MasterWeights:
+    """The float32 copies of trained weights that the optimizer steps, whole, whatever ZeRO makes of them.
+
+    In float32 without ZeRO they are the weights themselves. Every rank calls the methods.
+    """
+
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+        self._named = dict(named)
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Copies of some."""
+        found: dict[str, Tensor] = {}
+        for name in names:
+            master = safe_get_full_fp32_param(self._named[name])
+            found[name] = (self._named[name] if master is None else master).detach().float().clone()
+        return found
+
+    def write(self, values: Mapping[str, Tensor]) -> None:
+        """Overwrite some, and the weights that they are the masters of."""
+        for name, value in values.items():
+            parameter = self._named[name]
+            with _whole([parameter], modifier_rank=0), torch.no_grad():
+                parameter.copy_(value)
+            if hasattr(parameter, "ds_id"):
+                _set_partition(parameter, value)
+            else:
+                safe_set_full_fp32_param(parameter, value.float())
 
 
 class GradientSums:

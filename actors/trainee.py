@@ -129,7 +129,7 @@ class AdaptiveAdapter(Adapter):
         super().__init__(engine, spec)
         shapes = {info.name: torch.Size(info.shape) for info in engine.weights().infos()}
         self._ranks = RankAllocation(engine.module, shapes)
-        self._gradients = engine.watch_gradients()
+        self._gradients, self._masters = engine.watch_gradients(), engine.masters()
         module: Any = engine.module
         self._penalty: float = module.peft_config[ADAPTER].orth_reg_weight
 
@@ -143,9 +143,9 @@ class AdaptiveAdapter(Adapter):
         gradients = self._gradients.take()
         norm = self.engine.step()
         clipped = min(1.0, self._spec.train.max_grad_norm / (norm + 1e-6))  # as the optimizer used them
-        weights = dict(self.engine.weights()) | self.engine.masters(self._ranks.singular_values)
+        weights = dict(self.engine.weights()) | self._masters.read(self._ranks.singular_values)
         used = {name: gradient * clipped for name, gradient in gradients.items()}
-        self.engine.set_weights(self._ranks.allocate(weights, used))
+        self._masters.write(self._ranks.allocate(weights, used))
         ranks = self._ranks.ranks().values()
         report.grad_norms.append(norm)
         report.metrics["adalora/rank_mean"] = Mean(float(sum(ranks)), float(len(ranks)))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import reduce
 from typing import Any
 
+from actors.config import LoraConfig
 from actors.reward_config import ModelReward
 from cluster.config import RunConfig, run_schema
 from trainers.algorithms.config import GKDConfig, GRPOConfig, PPOConfig
@@ -21,6 +22,15 @@ LOWEST_ADAPTER = {"lora": 1e-5, "qlora": 1e-5, "adalora": 1e-4}  # learning rate
 SHORT = 20  # steps of a run that is soon done again
 FEWEST_COMPARED = 4  # completions of a group
 SEQUENCE_CLIP = 0.01  # ratios of whole sequences, per token, stay far nearer to 1 than this; those of tokens do not
+
+_ADAPTIVE: tuple[str, ...] = (
+    "init_r",
+    "target_r",
+    "tinit",
+    "tfinal",
+    "delta_t",
+    "orth_reg_weight",
+)  # read by adalora only
 
 _TOO_LOW: Mapping[str, str] = {
     "algorithm.gamma": "a reward at the end hardly reaches an answer's first tokens",
@@ -46,6 +56,7 @@ def advise(config: RunConfig, *, parameters: int | None = None) -> list[Problem]
     return [
         *_out_of_range(config),
         *_learning_rates(config, parameters),
+        *_without_effect(config),
         *_signal(config),
         *_clips(config),
         *_measured_and_kept(config),
@@ -109,6 +120,18 @@ def _learning_rates(config: RunConfig, parameters: int | None) -> Iterator[Probl
             why = "a critic that learns slower than the policy judges answers by a policy that is gone"
             message = f"{critic.learning_rate:g} is far below train.learning_rate {rate:g}: {why}; set as much or more"
             yield Problem("algorithm.critic.learning_rate", message)
+
+
+def _without_effect(config: RunConfig) -> Iterator[Problem]:
+    """Keys of an adapter that the train type does not read, set all the same."""
+    train_type, lora, default = config.policy.train_type, config.policy.lora, LoraConfig()
+    unread, advice = _ADAPTIVE, f"{train_type} does not read it; leave it out, or set policy.train_type: adalora"
+    if train_type == "adalora":
+        unread = ("r",) if "policy.lora.r" in _unused(config) else ()
+        advice = "adalora begins with init_r and ends with target_r; set these"
+    for name in unread:
+        if (value := getattr(lora, name)) != getattr(default, name):
+            yield Problem(f"policy.lora.{name}", f"{value:g} has no effect: {advice}")
 
 
 def _signal(config: RunConfig) -> Iterator[Problem]:

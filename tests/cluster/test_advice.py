@@ -99,7 +99,9 @@ def test_a_range_counts_where_its_key_does() -> None:
     rate = {"train.learning_rate": 1e-3}
     assert warnings("grpo", wide) == {}
     assert set(warnings("grpo", {**wide, **rate, "policy.train_type": "lora"})) == set(wide)
-    assert set(warnings("grpo", {**wide, **rate, "policy.train_type": "adalora"})) == {"policy.lora.alpha"}
+    adaptive = warnings("grpo", {**wide, **rate, "policy.train_type": "adalora"})
+    assert set(adaptive) == set(wide)
+    assert "has no effect" in adaptive["policy.lora.r"]  # and is not far from anything
     critic = {"algorithm.critic.train_type": "lora"}
     assert set(warnings("ppo", {**wide, **critic})) == set(wide)
     assert warnings("ppo", {"sampling.n": 1}) == {}
@@ -194,3 +196,13 @@ def test_no_held_out_prompts() -> None:
 def test_no_checkpoint_before_the_end(steps: int, every: int, odd: bool) -> None:
     found = list(warnings("grpo", {"train.steps": steps, "checkpoint.every": every}))
     assert found == (["checkpoint.every"] if odd else [])
+
+
+def test_keys_that_the_train_type_does_not_read() -> None:
+    changed = {"policy.train_type": "adalora", "train.learning_rate": 1e-3, "policy.lora.r": 32}
+    assert warnings("grpo", changed)["policy.lora.r"].startswith("32 has no effect: adalora begins with init_r")
+    assert warnings("ppo", changed | {"algorithm.critic.train_type": "lora"}).get("policy.lora.r") is None
+    assert warnings("grpo", changed | {"policy.lora.r": 16, "policy.lora.init_r": 24}) == {}
+    plain = {"policy.train_type": "lora", "train.learning_rate": 1e-4}
+    assert warnings("grpo", plain | {"policy.lora.r": 32}) == {}
+    assert "lora does not read it" in warnings("grpo", plain | {"policy.lora.tinit": 3})["policy.lora.tinit"]
