@@ -330,3 +330,23 @@ def test_a_server_that_goes_and_comes_back(
     expect(page.get_by_text("the server does not answer; trying again")).to_be_visible()
     page.unroute("**/api/**")
     expect(page.locator(".run-head .state")).to_have_text("paused", timeout=20_000)
+
+
+def test_more_tabs_than_a_browser_has_connections(
+    browse: Open, server: StandIn, service: Service, runs: dict[str, str]
+) -> None:
+    """Six connections to one server are all that a browser opens; a tab that is hidden must hold none of them."""
+    watched = browse()
+    hide = "(hidden) => { window.isHidden = hidden; document.dispatchEvent(new Event('visibilitychange')); }"
+    tabs = [watched.page, *(watched.page.context.new_page() for _ in range(7))]
+    for tab in tabs:
+        tab.add_init_script("Object.defineProperty(document, 'hidden', {get: () => window.isHidden === true})")
+        tab.goto(f"{server.url}/#/runs/{runs['going']}")
+        expect(tab.get_by_text("live", exact=True)).to_be_visible()
+        tab.evaluate(hide, True)
+    row = recorded("healthy")[34]
+    service.runs[runs["going"]]["metrics"].append(row)
+    service.runs[runs["going"]]["run"]["step"] = row["step"]
+    tabs[0].evaluate(hide, False)
+    expect(tabs[0].get_by_text(f"Step {row['step']} of 80")).to_be_visible()
+    expect(tabs[0].get_by_role("img", name=re.compile(r"^Reward, 35 points to step 35"))).to_be_visible()
