@@ -350,3 +350,38 @@ def test_more_tabs_than_a_browser_has_connections(
     tabs[0].evaluate(hide, False)
     expect(tabs[0].get_by_text(f"Step {row['step']} of 80")).to_be_visible()
     expect(tabs[0].get_by_role("img", name=re.compile(r"^Reward, 35 points to step 35"))).to_be_visible()
+
+
+def test_what_is_not_chosen_yet_is_said_where_it_is_chosen(browse: Open, service: Service, tmp_path: Path) -> None:
+    """In plain words, in red only once somebody has gone past it; a step is ticked when it was seen and is right."""
+    page = browse().open("#/new/model")
+    steps = page.get_by_role("navigation", name="The four steps")
+    model, judge = page.get_by_role("group", name="The model to train"), page.get_by_role("group", name="The reward model")
+    expect(model).to_contain_text("Choose the model to train.")
+    expect(judge).to_contain_text("Choose a reward model or a function")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    page.get_by_role("radio", name=re.compile("qwen3-0.6b-sft")).check()
+    expect(model).not_to_contain_text("Choose the model to train.")
+    page.get_by_role("link", name="Go on").click()
+    expect(page.get_by_role("heading", name="Drop a file of prompts here")).to_be_visible()
+    expect(steps.get_by_role("link", name=re.compile("Done"))).to_have_count(0)
+
+    upload(page, file(tmp_path, "prompts.jsonl", PROMPTS))
+    expect(page.get_by_role("heading", name="RLHF Online, 30 prompts, ready")).to_be_visible()
+    page.get_by_role("link", name="Model").click()
+    expect(steps.get_by_role("link", name=re.compile("Done"))).to_have_text("Done:Dataset")
+    expect(judge.get_by_role("alert")).to_contain_text("Choose a reward model or a function")
+    expect(judge.get_by_role("textbox")).to_have_attribute("aria-invalid", "true")
+    page.get_by_role("radio", name=re.compile("preference-rm")).check()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    page.get_by_role("link", name="Go on").click()
+    expect(steps.get_by_role("link", name=re.compile("Done"))).to_have_text("Done:Model")
+
+
+def test_the_review_says_plainly_what_is_missing(browse: Open) -> None:
+    page = browse().open("#/new/review")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("3 problems to mend first")
+    expect(alert).to_contain_text("Dataset: Choose a file of prompts.")
+    expect(alert).not_to_contain_text("expected section")
+    expect(page.get_by_text("It can start when these steps are right: model, dataset.")).to_be_visible()

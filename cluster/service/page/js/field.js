@@ -20,11 +20,27 @@ export function problemsAt(problems, path) {
   return problems.filter((problem) => problem.path === path || problem.path.startsWith(`${path}.`));
 }
 
+/** The problems of one field; where a required one's section is missing, the section's too. */
+export function problemsOf(problems, { path, required }) {
+  return problems.filter((problem) => problemsAt([problem], path).length || (required && path.startsWith(`${problem.path}.`)));
+}
+
+/** What is wrong, said beside it. What is only missing is no mistake until somebody has gone past it (`late`). */
+export function Wrong({ problems, id, late = true }) {
+  if (!problems.length) return null;
+  const text = html`<${Words} text=${problems.map((problem) => problem.message).join("; ")} />`;
+  return isMistake(problems, late) ? html`<span class="error" id=${id} role="alert">${text}</span>` : html`<span class="hint" id=${id}>${text}</span>`;
+}
+
+export function isMistake(problems, late = true) {
+  return problems.some((problem) => late || !problem.missing);
+}
+
 /** `onChange(path, value)` gets `undefined` where the default is to hold. */
 export function Field({ field, tree, problems, onChange, big }) {
   const { path } = field;
   const value = getIn(tree, path);
-  const wrong = problemsAt(problems, path);
+  const wrong = problemsOf(problems, field);
   const id = `f-${path.replaceAll(".", "-")}`;
   const about = `${id}-hint${wrong.length ? ` ${id}-error` : ""}`;
   const common = { id, "aria-describedby": about, "aria-invalid": wrong.length ? "true" : undefined };
@@ -35,7 +51,7 @@ export function Field({ field, tree, problems, onChange, big }) {
       ? html`<span class="check"><${Switch} field=${field} value=${value} common=${common} onChange=${onChange} /><label for=${id}>${title(path)}</label></span>`
       : html`<label for=${id}>${title(path)}</label><${Input} field=${field} value=${value} common=${common} onChange=${onChange} />`}
     <span class="hint" id="${id}-hint"><${Words} text=${field.help} />${facts && html`<span class="facts-line">${facts}</span>`}</span>
-    ${wrong.length > 0 && html`<span class="error" id="${id}-error" role="alert">${html`<${Words} text=${wrong.map((problem) => problem.message).join("; ")} />`}</span>`}</div>`;
+    <${Wrong} problems=${wrong} id="${id}-error" /></div>`;
 }
 
 function Switch({ field, value, common, onChange }) {

@@ -1,6 +1,7 @@
 /** Step 2: the prompts. Upload, verdict, first rows, lengths, problems by line. */
 import { request, upload } from "../api.js";
 import { ago, bytes, count, number } from "../format.js";
+import { Wrong } from "../field.js";
 import { html, useRef, useState } from "../html.js";
 import { useResource } from "../hooks.js";
 import { Button, Code, Failure, Icon, Loading, Meter, Notice, Talk, Words } from "../ui.js";
@@ -21,7 +22,7 @@ const EXAMPLE = `{"prompt": "Write a haiku about coding."}
 {"messages": [{"role": "system", "content": "You are a coding expert."},
               {"role": "user", "content": "Explain recursion simply."}]}`;
 
-export function DataStep({ draft, setDraft, change, service, problems }) {
+export function DataStep({ draft, setDraft, change, service, problems, late }) {
   const sets = useResource((signal) => request("/datasets", { query: { limit: 20 }, signal }), []);
   const [work, setWork] = useState(null); // {name, share, abort}
   const [error, setError] = useState(null);
@@ -49,6 +50,7 @@ export function DataStep({ draft, setDraft, change, service, problems }) {
   const wrong = problems.filter((p) => stepOf(p.path) === "data");
   return html`<div class="stack wide">
     <${Drop} onFile=${send} work=${work} limit=${service.upload_limit_bytes} />
+    ${!chosen && html`<${Wrong} problems=${wrong} late=${late} />`}
     ${error && html`<${Failure} error=${error} />`}
     ${sets.error && html`<${Failure} error=${sets.error} again=${sets.reload} />`}
     ${draft.dataset && chosen && html`<${Dataset} key=${draft.dataset} id=${draft.dataset} model=${draft.tree.policy?.model} limit=${draft.tree.data?.max_prompt_tokens ?? 1024}
@@ -136,5 +138,5 @@ function Elsewhere({ chosen, onPick, problems }) {
     <input id="data-path" type="text" autocomplete="off" spellcheck=${false} value=${text} onInput=${(e) => { setText(e.target.value); onPick(e.target.value.trim()); }}
       aria-invalid=${text && problems.length ? "true" : undefined} aria-describedby="data-path-hint" />
     <span id="data-path-hint" class="hint">It must lie in a folder that the server allows (<code>rlhf serve --data DIR</code>).</span>
-    ${text && problems.length > 0 && html`<span class="error" role="alert">${problems.map((p) => p.message).join("; ")}</span>`}</div></details>`;
+    ${text && html`<${Wrong} problems=${problems} id="data-path-error" />`}</div></details>`;
 }

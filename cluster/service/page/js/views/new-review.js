@@ -7,7 +7,7 @@ import { emptyDraft, Foot, stepOf } from "./new.js";
 
 const STEP_TITLES = { model: "Model", data: "Dataset", settings: "Settings" };
 
-export function ReviewStep({ draft, setDraft, change, plan, current, problems, done }) {
+export function ReviewStep({ draft, setDraft, change, plan, current, problems, right }) {
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState(null);
   const data = plan.data;
@@ -41,13 +41,13 @@ export function ReviewStep({ draft, setDraft, change, plan, current, problems, d
       <${Code} text=${data.command} label="command that trains" wrap /><${Code} text=${data.command.replace(/^rlhf train/, "rlhf submit")} label="command that submits to a cluster" wrap /></section>`}
     ${error && html`<${Failure} error=${error} />`}
     <${Foot} back="settings"><${Button} kind="primary" busy=${busy} disabled=${!ready || busy} onClick=${start}>${busy ? "Starting" : "Start training"}<//><//>
-    ${data && !ready && current && html`<p class="small muted" role="status">It can start when these steps are right: ${["model", "data", "settings"].filter((s) => !done[s]).map((s) => STEP_TITLES[s].toLowerCase()).join(", ") || "all"}.</p>`}
+    ${data && !ready && current && html`<p class="small muted" role="status">It can start when these steps are right: ${["model", "data", "settings"].filter((name) => !right(name)).map((name) => STEP_TITLES[name].toLowerCase()).join(", ") || "all"}.</p>`}
   </div>`;
 }
 
 function Problems({ problems }) {
   return html`<${Notice} kind="bad" title="${count(problems.length, "problem")} to mend first" alert><ul class="words">
-    ${problems.map((p) => html`<li><a href="#/new/${stepOf(p.path)}">${STEP_TITLES[stepOf(p.path)]}</a>: <span class="mono">${p.path}</span> <${Words} text=${p.message} /></li>`)}</ul><//>`;
+    ${problems.map((p) => html`<li><a href="#/new/${stepOf(p.path)}">${STEP_TITLES[stepOf(p.path)]}</a>: ${!p.missing && html`<span class="mono">${p.path}</span> `}<${Words} text=${p.message} /></li>`)}</ul><//>`;
 }
 
 function Roles({ roles, memory, gpus }) {

@@ -1,7 +1,8 @@
 /** A new run in four steps: model, dataset, settings, review. The draft is kept in the session. */
 import { newKey, request } from "../api.js";
-import { html, useCallback, useMemo } from "../html.js";
+import { html, useCallback, useEffect, useMemo } from "../html.js";
 import { useResource, useSettled, useStored, useTitle } from "../hooks.js";
+import { plainly } from "../plain.js";
 import { setIn } from "../tree.js";
 import { Failure, Icon, Loading } from "../ui.js";
 import { DataStep } from "./new-data.js";
@@ -13,7 +14,7 @@ const STEPS = [["model", "Model"], ["data", "Dataset"], ["settings", "Settings"]
 export const DRAFT = "rlhf-draft";
 
 export function emptyDraft() {
-  return { tree: { algorithm: { type: "grpo" } }, dataset: null, key: newKey() };
+  return { tree: { algorithm: { type: "grpo" } }, dataset: null, seen: ["model"], key: newKey() };
 }
 
 /** The step on which a problem is mended. */
@@ -32,21 +33,20 @@ export function NewRun({ step }) {
   const plan = useResource((signal) => request("/plan", { method: "POST", body: settled, signal }), [settled], { keep: true });
   const current = settled === draft.tree && !plan.loading;
   const change = useCallback((path, value) => setDraft((old) => ({ ...old, key: newKey(), tree: setIn(old.tree, path, value) })), []);
-  const problems = plan.data?.problems || [];
-  const done = useMemo(() => ({
-    model: Boolean(plan.data && draft.tree.policy?.model) && !problems.some((p) => stepOf(p.path) === "model"),
-    data: Boolean(plan.data && draft.tree.data?.prompts) && !problems.some((p) => stepOf(p.path) === "data"),
-    settings: Boolean(plan.data) && !problems.some((p) => stepOf(p.path) === "settings"),
-    review: false,
-  }), [draft, plan.data]);
+  const problems = useMemo(() => (plan.data ? plainly(plan.data.problems, draft.tree) : []), [draft.tree, plan.data]);
+  const here = STEPS.findIndex(([name]) => name === step);
+  const late = STEPS.some(([name], index) => index > here && draft.seen.includes(name)); // somebody has gone past this step
+  useEffect(() => setDraft((old) => (old.seen.includes(step) ? old : { ...old, seen: [...old.seen, step] })), [step]);
+  const right = (name) => Boolean(plan.data) && name !== "review" && !problems.some((p) => stepOf(p.path) === name);
+  const ticked = (name) => name !== step && draft.seen.includes(name) && right(name);
   const error = schema.error || service.error;
-  const known = { draft, setDraft, change, problems, plan, current, schema: schema.data, service: service.data, done };
+  const known = { draft, setDraft, change, problems, plan, current, schema: schema.data, service: service.data, right, late };
   const View = { model: ModelStep, data: DataStep, settings: SettingsStep, review: ReviewStep }[step] || ModelStep;
   return html`<div class="narrow stack wide">
     <h1>New run</h1>
     <nav class="steps" aria-label="The four steps">${STEPS.map(([name, title], index) => html`
-      <a href="#/new/${name}" class=${done[name] && name !== step ? "done" : ""} aria-current=${name === step ? "step" : undefined}>
-        <span class="mark">${done[name] && name !== step ? html`<${Icon} name="check" />` : index + 1}</span><span>${title}</span></a>`)}</nav>
+      <a href="#/new/${name}" class=${ticked(name) ? "done" : ""} aria-current=${name === step ? "step" : undefined}>
+        <span class="mark">${ticked(name) ? html`<${Icon} name="check" /><span class="hidden-text">Done:</span>` : index + 1}</span><span>${title}</span></a>`)}</nav>
     ${error ? html`<${Failure} error=${error} again=${() => { schema.reload(); service.reload(); }} />`
       : !schema.data || !service.data ? html`<${Loading} lines=${5} />` : html`<${View} ...${known} />`}
   </div>`;
