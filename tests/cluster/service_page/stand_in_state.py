@@ -106,6 +106,8 @@ class Service:
         self.error_of_next_run: dict[str, Any] | None = None
         self.upload_limit = 10 * 2**30  # bytes
         self.base_is_gone = False  # of every run's model
+        self.more_problems: list[dict[str, Any]] = []  # of every plan
+        self.warnings: list[dict[str, Any]] = []  # likewise
         self.schema: Any = run_schema().root  # tests put another one here
         self.lock = threading.RLock()
 
@@ -183,13 +185,13 @@ class Service:
         return answer | {"samples": found[:limit]}
 
     def plan(self, tree: Any) -> dict[str, Any]:
-        problems: list[dict[str, Any]] = []
+        problems = [*self.more_problems]
         empty: dict[str, Any] = {"config": None, "yaml": None, "command": "rlhf train config.yaml", "gpus": False}
-        empty |= {"arithmetic": [], "roles": [], "memory": []}
+        empty |= {"arithmetic": [], "roles": [], "memory": [], "warnings": self.warnings}
         try:
             config = parse_config(tree)
         except UserError as error:
-            return empty | {"problems": _problems(error)}
+            return empty | {"problems": problems + _problems(error)}
         allowed = [path["path"] for path in self.models()["models"]]
         if config.policy.model not in allowed:
             problems.append({"path": "policy.model", "message": f"{config.policy.model}: no such model is known here"})

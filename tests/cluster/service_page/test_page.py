@@ -173,9 +173,10 @@ def test_what_the_schema_offers_is_offered(browse: Open, service: Service) -> No
     service.schema = schema
     page = browse().open("#/new/settings")
     expect(page.get_by_role("radio", name=re.compile("^PPO"))).to_be_disabled()
-    expect(page.get_by_label("Teacher, model")).to_have_count(0)
+    teacher = page.get_by_role("group", name="The teacher")
+    expect(teacher).to_have_count(0)
     page.get_by_role("radio", name=re.compile("^GKD")).check()
-    page.get_by_label("Teacher, model").fill("/srv/models/teacher")
+    teacher.get_by_label("Or a path, an address or a hub id").fill("/srv/models/teacher")
     expect(page.get_by_label("KL coefficient", exact=True)).to_have_count(0)
     page.get_by_role("radio", name=re.compile("^LoRA")).check()
     page.locator("summary").get_by_text("Model", exact=True).click()
@@ -385,3 +386,37 @@ def test_the_review_says_plainly_what_is_missing(browse: Open) -> None:
     expect(alert).to_contain_text("Dataset: Choose a file of prompts.")
     expect(alert).not_to_contain_text("expected section")
     expect(page.get_by_text("It can start when these steps are right: model, dataset.")).to_be_visible()
+
+
+def test_a_teacher_is_chosen_like_any_model(browse: Open) -> None:
+    page = browse().open("#/new/settings")
+    page.get_by_role("radio", name=re.compile("^GKD")).check()
+    teacher = page.get_by_role("group", name="The teacher")
+    expect(teacher).to_contain_text("Choose the teacher")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    page.get_by_role("link", name="Review", exact=True).last.click()
+    expect(page.get_by_role("alert")).to_contain_text("Settings: Choose the teacher")
+    page.get_by_role("link", name="Settings").first.click()
+    expect(teacher.get_by_role("alert")).to_contain_text("Choose the teacher")
+    expect(teacher.get_by_role("textbox")).to_have_attribute("aria-invalid", "true")
+    teacher.get_by_role("radio", name=re.compile("llama-3.2-1b-instruct")).check()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    drafted(page, "algorithm", {"type": "gkd", "teacher": {"model": "/srv/models/llama-3.2-1b-instruct"}})
+
+
+def test_a_missing_section_is_told_at_the_field_that_it_needs(browse: Open, service: Service) -> None:
+    """Of a schema with a section that must be there: the plan names the section, the page shows a field."""
+    schema = json.loads(json.dumps(service.schema))
+    schema["$defs"]["Judge"] = {
+        "type": "object",
+        "properties": {"level": {"type": "integer"}, "note": {"type": "string", "default": ""}},
+        "required": ["level"],
+    }
+    schema["properties"]["judge"] = {"$ref": "#/$defs/Judge"}
+    service.schema = schema
+    service.more_problems = [{"path": "judge", "message": "required, but missing; expected section (level, note)"}]
+    page = browse().open("#/new/settings")
+    page.locator("summary").get_by_text("judge").click()
+    expect(page.get_by_label("Level", exact=True)).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#f-judge-level-error")).to_have_text("A value is needed here.")
+    expect(page.get_by_label("Note", exact=True)).not_to_have_attribute("aria-invalid", "true")
