@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from cluster.recorder import Recorder, RolloutRow
 from cluster.run_directory import RunDirectory, RunError
+from cluster.service.creating import changed_config
 from cluster.service.metrics import MetricsReader
 from cluster.service.run_view import Job, read_job, write_job
 from cluster.service.settings import Settings
@@ -455,6 +456,21 @@ def test_a_clone_may_not_leave_what_its_run_was_allowed(client: TestClient, make
         answer = client.post(path, json={"changes": changes})
         assert answer.status_code == 422, changes
         assert [detail["path"] for detail in answer.json()["error"]["details"]] == [where]
+
+
+def test_a_clone_keeps_secrets_that_its_maker_cannot_see(client: TestClient, make_run: MakeRun) -> None:
+    """A list can only be shortened as a whole, and whoever does that has seen *** for the others' secrets."""
+    judge = "https://me:pass@judge/score"
+    rewards = [{"type": "http", "url": "http://other/score"}, {"type": "http", "url": judge}]
+    run = make_run(rewards=rewards)
+    at = f"/api/v1/runs/{run.path.name}"
+    shown = client.get(at).json()["config"]["rewards"][1]
+    assert shown["url"] == "https://***@judge/score"
+    body = {"changes": {"rewards": [shown]}}
+    assert "pass" not in client.post(f"{at}/clone/plan", json=body).text
+    app: Any = client.app
+    _, tree = changed_config(app.state.parts, run.path.name, body["changes"], None)
+    assert [reward["url"] for reward in tree["rewards"]] == [judge]
 
 
 def test_a_bad_config_names_every_problem(client: TestClient, root: Path) -> None:
