@@ -15,8 +15,11 @@ from typing import Any
 import yaml
 
 from cluster.config import parse_config, problems_as_json, run_schema
+from cluster.overrides import set_path
 from cluster.plan import batch_arithmetic
+from cluster.service.creating import differences
 from cluster.service.doctor import diagnose
+from cluster.service.vetting import redacted
 from trainers.data.check import CheckOptions, check
 from trainers.errors import UserError
 
@@ -145,7 +148,7 @@ class Service:
         going = held["run"]["state"] == "running"
         return {
             "run": held["run"],
-            "config": held["config"],
+            "config": redacted(held["config"]),
             "yaml": yaml.safe_dump(held["config"], sort_keys=False),
             "command": "rlhf train config.yaml",
             "actions": self.actions(held["run"]["state"]),
@@ -390,14 +393,10 @@ def _post_run(service: Service, held: dict[str, Any], rest: list[str], body: Any
         return {"run": held["run"]}, 202
     if rest == ["model", "ticket"]:
         return {"url": f"{API}/runs/{held['run']['id']}/model?ticket=1", "seconds": 60}, 201
-    tree, changes = json.loads(json.dumps(held["config"])), []
+    tree = json.loads(json.dumps(held["config"]))
     for path, value in (body.get("changes") or {}).items():
-        node: Any = tree
-        *way, last = path.split(".")
-        for step in way:
-            node = node[int(step)] if isinstance(node, list) else node[step]
-        changes.append({"path": path, "from": node[last], "to": value})
-        node[last] = value
+        tree = set_path(tree, path, value)
+    tree["name"] = body.get("name") or tree["name"]
     if rest == ["clone", "plan"]:
-        return service.plan(tree) | {"changes": changes}, 200
-    return {"run": service.start(tree | {"name": body.get("name") or tree["name"]})}, 201
+        return service.plan(tree) | {"changes": differences(held["config"], tree)}, 200
+    return {"run": service.start(tree)}, 201

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 from stand_in import StandIn
-from stand_in_state import Service, recorded
+from stand_in_state import Service, config_tree, recorded
 from watched import Open
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -257,12 +257,54 @@ def test_the_doctors_remedy_clones_the_run(browse: Open, service: Service, runs:
     assert clone["changes"] == {"algorithm.kl.coef": 0.05, "train.learning_rate": 0.00025}
 
 
-def test_a_clone_can_be_edited_first(browse: Open, runs: dict[str, str]) -> None:
-    page = browse().open(f"#/runs/{runs['fast']}")
+def test_an_edited_clone_keeps_what_the_page_cannot_see(browse: Open, service: Service) -> None:
+    """A run's secrets are shown as ***, and only a clone may keep them: it is planned and started as changes."""
+    rewards = [
+        {"type": "model", "model": "/srv/models/preference-rm"},
+        {"type": "function", "path": "/home/anna/rules.py:short"},
+        {"type": "http", "url": "https://me:pass@judge/score"},
+    ]
+    fast = config_tree(name="fast", rewards=rewards, train={"steps": 12, "learning_rate": 5e-4})
+    service.add_run("20260130-2-fast", recorded("rate_too_high"), "stopped", config=fast)
+    page = browse().open("#/runs/20260130-2-fast")
     page.get_by_role("button", name="Clone").click()
     page.get_by_role("button", name="Edit settings first").click()
+    rate = page.get_by_label("Learning rate", exact=True)
+    expect(rate).to_have_value("5e-4")
+    rate.fill("1e-5")
+    page.get_by_label("Temperature", exact=True).fill("")
+    page.get_by_role("link", name="Model").first.click()
+    expect(page.get_by_label("Its address")).to_have_value("https://***@judge/score")
+    page.get_by_label("Use of short").select_option("watched")
+    page.get_by_role("link", name="Review").click()
+    expect(page.get_by_text("A clone of fast")).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("train.learning_rate"))).to_contain_text("1e-5")
+    page.get_by_label("What is the run called?").fill("calmer")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.get_by_role("heading", name="calmer")).to_be_visible()
+    (sent,) = [body for path, body in service.bodies if path.endswith("/clone")]
+    assert "***" not in json.dumps(sent)
+    (made,) = [held["config"] for held in service.runs.values() if held["run"]["name"] == "calmer"]
+    assert [made["train"]["learning_rate"], made["sampling"]["temperature"], made["rewards"][1]["weight"]] == [1e-5, 1, 0]
+    assert made["rewards"][2]["url"] == "https://me:pass@judge/score"
+
+
+def test_a_draft_is_neither_lost_nor_kept_against_ones_will(browse: Open, runs: dict[str, str]) -> None:
+    page = browse().open("#/new/model")
+    expect(page.get_by_role("button", name="Discard")).to_have_count(0)
+    page.get_by_role("radio", name=re.compile("llama-3.2-1b-instruct")).check()
+    drafted(page, "policy", {"model": "/srv/models/llama-3.2-1b-instruct"})
+    page.goto(page.url.split("#")[0] + f"#/runs/{runs['fast']}")
+    page.get_by_role("button", name="Clone").click()
+    page.get_by_role("button", name="Edit settings first").click()
+    expect(page.get_by_role("alert")).to_contain_text("There is a draft of a new run that was not started.")
+    page.get_by_role("button", name="Replace the draft").click()
     expect(page.get_by_label("Learning rate", exact=True)).to_have_value("5e-4")
-    expect(page.get_by_label("KL coefficient", exact=True)).to_have_value("0.02")
+    page.get_by_role("button", name="Discard").click()
+    page.get_by_role("dialog").get_by_role("button", name="Discard").click()
+    expect(page.get_by_role("group", name="The model to train")).to_contain_text("Choose the model to train.")
+    expect(page.get_by_text("A clone of fast")).to_have_count(0)
+    expect(page.get_by_role("button", name="Discard")).to_have_count(0)
 
 
 def test_stop_pause_and_delete(browse: Open, service: Service, runs: dict[str, str]) -> None:
@@ -357,7 +399,8 @@ def test_what_is_not_chosen_yet_is_said_where_it_is_chosen(browse: Open, service
     """In plain words, in red only once somebody has gone past it; a step is ticked when it was seen and is right."""
     page = browse().open("#/new/model")
     steps = page.get_by_role("navigation", name="The four steps")
-    model, judge = page.get_by_role("group", name="The model to train"), page.get_by_role("group", name="The reward model")
+    model = page.get_by_role("group", name="The model to train")
+    judge = page.get_by_role("group", name="The reward model")
     expect(model).to_contain_text("Choose the model to train.")
     expect(judge).to_contain_text("Choose a reward model or a function")
     expect(page.get_by_role("alert")).to_have_count(0)

@@ -11,8 +11,7 @@ export function ModelStep({ draft, change, problems, late, service }) {
   const rewards = draft.tree.rewards || [];
   const judge = rewards.find((reward) => reward.type === "model");
   const setJudge = (path) => {
-    const others = rewards.filter((reward) => reward !== judge);
-    const next = path ? [{ ...(judge || {}), type: "model", model: path }, ...others] : others;
+    const next = path && !judge ? [{ type: "model", model: path }, ...rewards] : replaced(rewards, judge, path && { ...judge, model: path });
     change("rewards", next.length ? next : undefined);
   };
   return html`<div class="stack wide">
@@ -32,15 +31,22 @@ export function ModelStep({ draft, change, problems, late, service }) {
   </div>`;
 }
 
+/** The list with another one in its place, or without it. */
+function replaced(rewards, old, made) {
+  return rewards.flatMap((reward) => (reward !== old ? [reward] : made ? [made] : []));
+}
+
 function OtherJudges({ service, rewards, problems, onChange }) {
-  const offered = service.reward_functions || [];
-  const role = (path) => {
-    const found = rewards.find((reward) => reward.path === path);
-    return !found ? "off" : found.weight === 0 ? "watched" : "trained";
-  };
+  const allowed = service.reward_functions || [];
+  const kept = rewards.filter((reward) => reward.type === "function" && !allowed.some((one) => one.path === reward.path)); // of a clone
+  const offered = [...allowed, ...kept.map(({ path }) => ({ path, name: path.split(":").pop(), doc: path }))];
+  const of = (path) => rewards.find((reward) => reward.path === path);
+  const role = (path) => (!of(path) ? "off" : of(path).weight === 0 ? "watched" : "trained");
   const set = (path, next) => {
-    const others = rewards.filter((reward) => reward.path !== path);
-    onChange(next === "off" ? others : [...others, { type: "function", path, ...(next === "watched" ? { weight: 0 } : {}) }]);
+    const { weight: _, ...made } = { type: "function", ...of(path), path };
+    if (next === "watched") made.weight = 0;
+    if (next === "off") onChange(replaced(rewards, of(path), null));
+    else onChange(of(path) ? replaced(rewards, of(path), made) : [...rewards, made]);
   };
   return html`<fieldset class="card stack"><legend class="hidden-text">Further rewards</legend>
     <div><h2>Further rewards</h2><p class="muted">Beside the reward model, or instead of it. Watching one that is not trained on shows whether the reward is being exploited.</p></div>
@@ -58,8 +64,7 @@ function HttpJudge({ rewards, problems, onChange }) {
   const given = rewards[index];
   const wrong = given ? problemsAt(problems, `rewards.${index}`) : [];
   const set = (url) => {
-    const others = rewards.filter((reward) => reward !== given);
-    onChange(url ? [...others, { ...(given || {}), type: "http", url }] : others);
+    onChange(url && !given ? [...rewards, { type: "http", url }] : replaced(rewards, given, url && { ...given, url }));
   };
   return html`<details open=${Boolean(given)}><summary>A server that scores over HTTP</summary><div class="field"><label for="judge-url">Its address</label>
     <input id="judge-url" type="text" inputmode="url" autocomplete="off" spellcheck=${false} placeholder="http://judge:8000/score" value=${given?.url || ""} onInput=${(e) => set(e.target.value.trim())}
