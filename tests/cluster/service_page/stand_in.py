@@ -67,6 +67,8 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(content) if content else None
         service.bodies.append((path, body))
         if parts[-1] == "chat":
+            if service.busy:
+                return self._error(429, "busy", "somebody else is chatting")
             return self._chat(body)
         return self._json(*post(service, parts, body, self.headers.get("Idempotency-Key")))
 

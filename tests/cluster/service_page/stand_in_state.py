@@ -109,6 +109,7 @@ class Service:
         self.error_of_next_run: dict[str, Any] | None = None
         self.upload_limit = 10 * 2**30  # bytes
         self.base_is_gone = False  # of every run's model
+        self.busy = False  # with another's chat
         self.more_problems: list[dict[str, Any]] = []  # of every plan
         self.warnings: list[dict[str, Any]] = []  # likewise
         self.schema: Any = run_schema().root  # tests put another one here

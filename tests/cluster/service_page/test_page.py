@@ -93,6 +93,43 @@ def test_a_chat_whose_base_is_gone(browse: Open, service: Service) -> None:
     assert [len(body["base"] or ()) for body in asked] == [1, 0]
 
 
+def test_a_chat_that_is_refused_can_be_asked_again(browse: Open, service: Service) -> None:
+    service.add_run("20260131-1-good", recorded("healthy"), "succeeded")
+    service.busy = True
+    watched = browse()
+    watched.expected = ["429"]
+    page = watched.open("#/runs/20260131-1-good/chat")
+    turn = page.get_by_label("Your turn")
+    turn.fill("25 * 4 + 10 = ?")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("alert")).to_contain_text("somebody else is chatting")
+    expect(turn).to_have_value("25 * 4 + 10 = ?")
+    expect(page.get_by_role("region", name="After training")).to_contain_text("Ask something below")
+    service.busy = False
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("region", name="After training")).to_contain_text("The answer is 110.")
+    asked = [body for path, body in service.bodies if path.endswith("/chat")]
+    assert [[said["role"] for said in body["trained"]] for body in asked] == [["user"], ["user"]]
+
+
+def test_a_chat_is_as_warm_as_it_was_asked_to_be(browse: Open, service: Service) -> None:
+    service.add_run("20260131-1-good", recorded("healthy"), "succeeded")
+    page = browse().open("#/runs/20260131-1-good/chat")
+    page.get_by_text("How they answer").click()
+    temperature = page.get_by_label("Temperature")
+    for typed in ("0", "0,7"):
+        temperature.fill(typed)
+        page.get_by_label("Your turn").fill("25 * 4 + 10 = ?")
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_role("button", name="Begin anew")).to_be_enabled()
+    assert [body["temperature"] for path, body in service.bodies if path.endswith("/chat")] == [0, 0.7]
+    temperature.fill("warm")
+    expect(temperature).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_role("alert")).to_have_text("A number from 0 to 10.")
+    page.get_by_label("Your turn").fill("And now?")
+    expect(page.get_by_role("button", name="Send")).to_be_disabled()
+
+
 @pytest.mark.parametrize(
     ("content", "verdict", "advice"),
     [
