@@ -109,6 +109,8 @@ class Service:
         self.error_of_next_run: dict[str, Any] | None = None
         self.upload_limit = 10 * 2**30  # bytes
         self.base_is_gone = False  # of every run's model
+        self.groups = 6  # of a step's samples
+        self.prompt = "Solve step by step: "  # how each begins
         self.busy = False  # with another's chat
         self.more_problems: list[dict[str, Any]] = []  # of every plan
         self.warnings: list[dict[str, Any]] = []  # likewise
@@ -168,11 +170,11 @@ class Service:
         steps = [row["step"] for row in self.runs[run_id]["metrics"]]
         step = int(query.get("step", [steps[-1]])[0])
         made = []
-        for group in range(6):
+        for group in range(self.groups):
             for index, answer in enumerate(ANSWERS):
                 score = 1.4 - 0.9 * index
                 sample = {"id": f"{step}-{group}-{index}", "group": group, "completion": answer, "prompt_tokens": 21}
-                sample["prompt"] = [{"role": "user", "content": f"Solve step by step: 25 * 4 + {10 * (group + 1)} = ?"}]
+                sample["prompt"] = [{"role": "user", "content": f"{self.prompt}25 * 4 + {10 * (group + 1)} = ?"}]
                 sample |= {
                     "tokens": 6 + 5 * len(answer.split()),
                     "rewards": {"preference": score, "correct": float(index < 2)},
@@ -183,10 +185,12 @@ class Service:
         found = [one for one in made if text.lower() in one["completion"].lower()]
         if "sort" in query:
             found.sort(key=lambda one: one["reward"], reverse=query.get("order", ["desc"])[0] == "desc")
-        limit = int(query.get("limit", ["50"])[0])
+        if "group" in query:
+            found = [one for one in found if one["group"] == int(query["group"][0])]
+        limit, offset = int(query.get("limit", ["50"])[0]), int(query.get("offset", ["0"])[0])
         kind = query.get("kind", ["step"])[0]
         answer = {"kind": kind, "step": step, "steps": steps, "total": len(found), "rewards": ["preference", "correct"]}
-        return answer | {"samples": found[:limit]}
+        return answer | {"samples": found[offset : offset + limit]}
 
     def plan(self, tree: Any) -> dict[str, Any]:
         problems = [*self.more_problems]

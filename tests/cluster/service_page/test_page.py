@@ -376,6 +376,46 @@ def test_samples(browse: Open, runs: dict[str, str]) -> None:
     assert [tinted.nth(i).get_attribute("class") for i in (0, 2, 4, 6, 7)] == ["", "q2", "q3", "n1", "q4"]
 
 
+def test_samples_of_a_running_run_stay_while_steps_come(
+    browse: Open, server: StandIn, service: Service, runs: dict[str, str]
+) -> None:
+    """What the picker says is what is shown; the newest step is a button away."""
+    page = browse().open(f"#/runs/{runs['going']}/samples")
+    expect(page.get_by_text("24 answers of step 34")).to_be_visible()
+    row = recorded("healthy")[34]
+    service.runs[runs["going"]]["metrics"].append(row)
+    service.runs[runs["going"]]["run"]["state"] = "paused"
+    server.tick.set()  # ends the stream, and the page looks again
+    expect(page.get_by_role("button", name="Newest (35)")).to_be_visible()
+    expect(page.get_by_role("combobox", name="Step")).to_have_value("34")
+    page.get_by_role("button", name="Newest (35)").click()
+    expect(page.get_by_text("24 answers of step 35")).to_be_visible()
+    expect(page.get_by_role("combobox", name="Step")).to_have_value("35")
+
+
+def test_evidence_is_shown_wherever_it_lies(browse: Open, service: Service, runs: dict[str, str]) -> None:
+    service.groups = 300  # its sample is the last of 1,200, and the server gives a thousand at once
+    page = browse(height=500).open(f"#/runs/{runs['good']}/samples?step=7&sample=7-299-3")
+    expect(page.get_by_text("The 4 answers to the prompt of sample 7-299-3, of step 7")).to_be_visible()
+    expect(page.get_by_role("article", name="Answer 7-299-3")).to_be_in_viewport()
+    expect(page.get_by_role("article")).to_have_count(4)
+    page.get_by_role("button", name="Show all answers").click()
+    expect(page.get_by_text("1,200 answers of step 7")).to_be_visible()
+
+
+def test_long_prompts_are_shown_whole_only_when_asked(browse: Open, service: Service, runs: dict[str, str]) -> None:
+    service.prompt = "A long story. " * 1000
+    page = browse().open(f"#/runs/{runs['good']}/samples")
+    group = page.get_by_role("region", name="Prompt 0")
+    expect(group.get_by_text("advantage +1.1")).to_be_visible()
+    low = group.bounding_box()
+    group.get_by_role("button", name="Show all, 14,015 characters").click()
+    expect(group.get_by_role("button", name="Show less")).to_be_visible()
+    high = group.bounding_box()
+    assert low and high
+    assert low["height"] < 700 < high["height"]
+
+
 def test_only_the_curves_that_a_run_has_are_drawn(browse: Open, service: Service) -> None:
     ranks = [row | {"adalora/rank_mean": 8 - row["step"] / 40, "adalora/budget": 200} for row in recorded("healthy")]
     service.add_run("20260131-1-plain", recorded("healthy"), "succeeded")

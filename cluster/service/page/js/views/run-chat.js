@@ -66,7 +66,7 @@ export function Chat({ id }) {
   return html`<div class="stack">
     <div class="sides">${SIDES.map(([who, title]) => html`<section class="card stack" aria-label=${title} aria-live="polite"><h2 class="minor">${title}</h2>
       ${who === "base" && missing ? html`<${Notice}>The model that it began from cannot be asked any more: ${missing}<//>`
-      : talks[who].length ? html`<${Talk} messages=${talks[who]} />` : html`<p class="muted">Ask something below; both answer.</p>`}</section>`)}</div>
+      : talks[who].length ? html`<${Talk} messages=${talks[who]} whole />` : html`<p class="muted">Ask something below; both answer.</p>`}</section>`)}</div>
     ${error && html`<${Failure} error=${error} />`}
     <form class="card stack" onSubmit=${send}>
       <div class="field"><label for="chat-text">Your turn</label><textarea id="chat-text" rows="3" value=${text} onInput=${(e) => setText(e.target.value)} onKeyDown=${keys}></textarea></div>
