@@ -108,6 +108,10 @@ class Service:
         self.bodies: list[tuple[str, Any]] = []  # of what was posted
         self.error_of_next_run: dict[str, Any] | None = None
         self.upload_limit = 10 * 2**30  # bytes
+        self.taking, self.reading = threading.Event(), threading.Event()  # uploads wait for both, in turn
+        self.taking.set()
+        self.reading.set()
+        self.used: set[str] = set()  # datasets that a run reads
         self.base_is_gone = False  # of every run's model
         self.groups = 6  # of a step's samples
         self.prompt = "Solve step by step: "  # how each begins

@@ -6,6 +6,7 @@ import { useResource, useSettled, useStored, useTitle } from "../hooks.js";
 import { plainly } from "../plain.js";
 import { setIn } from "../tree.js";
 import { Button, Dialog, Failure, Icon, Loading } from "../ui.js";
+import { taken, useUpload } from "../uploading.js";
 import { DataStep } from "./new-data.js";
 import { ModelStep } from "./new-model.js";
 import { ReviewStep } from "./new-review.js";
@@ -31,6 +32,13 @@ export function NewRun({ step }) {
   const current = settled === draft.tree && !plan.loading;
   const change = useCallback((path, value) => setDraft((old) => ({ ...old, key: newKey(), tree: setIn(old.tree, path, value) })), []);
   const problems = useMemo(() => (plan.data ? plainly(plan.data.problems, draft.tree) : []), [draft.tree, plan.data]);
+  const { dataset } = useUpload();
+  useEffect(() => {
+    if (!dataset) return;
+    setDraft((old) => ({ ...old, dataset: dataset.id }));
+    change("data.prompts", dataset.path);
+    taken();
+  }, [dataset]);
   const here = STEPS.findIndex(([name]) => name === step);
   const late = STEPS.some(([name], index) => index > here && draft.seen.includes(name)); // somebody has gone past this step
   useEffect(() => setDraft((old) => (old.seen.includes(step) ? old : { ...old, seen: [...old.seen, step] })), [step]);
