@@ -618,3 +618,28 @@ def test_a_missing_section_is_told_at_the_field_that_it_needs(browse: Open, serv
     expect(page.get_by_label("Level", exact=True)).to_have_attribute("aria-invalid", "true")
     expect(page.locator("#f-judge-level-error")).to_have_text("A value is needed here.")
     expect(page.get_by_label("Note", exact=True)).not_to_have_attribute("aria-invalid", "true")
+
+
+@pytest.mark.parametrize(
+    ("state", "fields", "words"),
+    [
+        ("queued", {"queue": {"position": 2, "reason": "needs 2 GPUs"}}, "The run waits for its turn."),
+        ("queued", {"queue": {"position": 0, "reason": "it is starting"}}, "Models are being loaded"),
+        ("paused", {}, "The run was paused before its first step."),
+        ("running", {}, "Models are being loaded"),
+    ],
+)
+def test_why_there_are_no_curves_yet(
+    browse: Open, service: Service, state: str, fields: dict[str, object], words: str
+) -> None:
+    service.add_run("20260131-1-new", [], state, **fields)
+    expect(browse().open("#/runs/20260131-1-new").get_by_text(words)).to_be_visible()
+
+
+def test_a_comparison_goes_on_without_a_run_that_is_gone(browse: Open, runs: dict[str, str]) -> None:
+    watched = browse()
+    watched.expected = ["404"]
+    page = watched.open(f"#/compare?ids={runs['good']},20260101-gone,{runs['fast']}")
+    expect(page.get_by_text("20260101-gone is not there any more.")).to_be_visible()
+    expect(page.get_by_role("heading", name="Compare 2 runs")).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile("^Reward, 80 points.*good.*fast"))).to_be_visible()

@@ -9,9 +9,14 @@ import { NewRun } from "./views/new.js";
 import { Run } from "./views/run.js";
 import { Runs } from "./views/runs.js";
 
+/** A part of an address; as it stands where it is no encoding of anything. */
+function decoded(part) {
+  try { return decodeURIComponent(part); } catch { return part; }
+}
+
 function address() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
-  return { parts: path.split("/").filter(Boolean).map(decodeURIComponent), query: new URLSearchParams(query || "") };
+  return { parts: path.split("/").filter(Boolean).map(decoded), query: new URLSearchParams(query || "") };
 }
 
 function useAddress() {
