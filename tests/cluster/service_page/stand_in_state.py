@@ -113,6 +113,9 @@ class Service:
         self.reading.set()
         self.used: set[str] = set()  # datasets that a run reads
         self.base_is_gone = False  # of every run's model
+        self.allowed: list[str] | None = None  # of every run, in place of what its state allows
+        self.planning = threading.Event()  # a plan waits for it
+        self.planning.set()
         self.groups = 6  # of a step's samples
         self.prompt = "Solve step by step: "  # how each begins
         self.busy = False  # with another's chat
@@ -144,6 +147,8 @@ class Service:
         return run
 
     def actions(self, state: str) -> list[str]:
+        if self.allowed is not None:
+            return self.allowed
         if state in ("running", "queued"):
             return ["stop", "pause", "clone"]
         ended = ["clone", "delete"]
@@ -197,6 +202,7 @@ class Service:
         return answer | {"samples": found[offset : offset + limit]}
 
     def plan(self, tree: Any) -> dict[str, Any]:
+        self.planning.wait(60)
         problems = [*self.more_problems]
         empty: dict[str, Any] = {"config": None, "yaml": None, "command": "rlhf train config.yaml", "gpus": False}
         empty |= {"arithmetic": [], "roles": [], "memory": [], "warnings": self.warnings}

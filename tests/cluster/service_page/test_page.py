@@ -586,6 +586,68 @@ def test_the_review_says_plainly_what_is_missing(browse: Open) -> None:
     expect(page.get_by_text("It can start when these steps are right: model, dataset.")).to_be_visible()
 
 
+def test_a_warning_is_said_calmly_and_hinders_nothing(browse: Open, service: Service, tmp_path: Path) -> None:
+    service.warnings = [
+        {"path": "train.learning_rate", "message": "high for a full fine-tune; `1e-6` is usual"},
+        {"path": "train.weight_decay", "message": "is seldom of use"},
+    ]
+    page = browse().open("#/new/model")
+    page.get_by_role("radio", name=re.compile("qwen3-0.6b-sft")).check()
+    page.get_by_role("radio", name=re.compile("preference-rm")).check()
+    page.get_by_role("link", name="Go on").click()
+    upload(page, file(tmp_path, "prompts.jsonl", PROMPTS))
+    expect(page.get_by_role("heading", name="RLHF Online, 30 prompts, ready")).to_be_visible()
+    page.get_by_role("link", name="Go on").click()
+    rate = page.get_by_label("Learning rate", exact=True)
+    expect(rate).to_have_accessible_description(re.compile("high for a full fine-tune; 1e-6 is usual"))
+    expect(rate).not_to_have_attribute("aria-invalid", "true")
+    expect(page.locator("summary", has_text="Training")).to_contain_text("1 note")
+    page.get_by_role("link", name="Review", exact=True).last.click()
+    expect(page.get_by_text("Unusual, but it can start")).to_be_visible()
+    expect(page.get_by_text("high for a full fine-tune")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    expect(page.get_by_role("button", name="Start training")).to_be_enabled()
+
+
+def test_any_field_may_have_a_recommended_range(browse: Open, service: Service) -> None:
+    schema = json.loads(json.dumps(service.schema))
+    for section in schema["$defs"].values():
+        if "learning_rate" in section.get("properties", {}):
+            section["properties"]["learning_rate"]["recommended"] = [1e-7, 5e-6]
+    service.schema = schema
+    page = browse().open("#/new/settings")
+    expect(page.get_by_label("Learning rate", exact=True)).to_have_accessible_description(
+        re.compile("recommended 1e-7 to 5e-6")
+    )
+
+
+def test_the_review_says_why_it_cannot_start_yet(browse: Open, service: Service) -> None:
+    service.planning.clear()
+    page = browse().open("#/new/review")
+    expect(page.get_by_role("button", name="Start training")).to_be_disabled()
+    expect(page.get_by_role("status").get_by_text("Checking…")).to_be_visible()
+    service.planning.set()
+    expect(page.get_by_text("It can start when these steps are right")).to_be_visible()
+    expect(page.get_by_text("Checking…")).to_have_count(0)
+
+
+def test_a_model_says_what_it_is(browse: Open) -> None:
+    page = browse().open("#/new/model")
+    card = page.get_by_role("radio", name=re.compile("qwen3-0.6b-sft"))
+    expect(card).to_have_accessible_name(re.compile("vocabulary 151,936 · context 40,960 tokens · chat template"))
+
+
+def test_only_what_a_run_allows_is_offered(browse: Open, service: Service, runs: dict[str, str]) -> None:
+    """A run that cannot be paused says so by its actions."""
+    service.allowed = ["stop", "clone"]
+    page = browse().open(f"#/runs/{runs['going']}")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    expect(page.get_by_role("button", name="Clone")).to_be_visible()
+    expect(page.get_by_role("button", name="Pause")).to_have_count(0)
+    expect(page.get_by_role("button", name="Delete")).to_have_count(0)
+    expect(page.get_by_role("link", name="Chat")).to_have_count(0)
+
+
 def test_a_teacher_is_chosen_like_any_model(browse: Open) -> None:
     page = browse().open("#/new/settings")
     page.get_by_role("radio", name=re.compile("^GKD")).check()

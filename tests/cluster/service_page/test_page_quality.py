@@ -127,6 +127,15 @@ def test_the_table_of_runs_is_not_cut_off(browse: Open, service: Service, runs: 
     assert table["x"] + table["width"] <= card["x"] + card["width"]
 
 
+@pytest.mark.parametrize("width", [320, 360])
+def test_the_clusters_use_is_seen_on_a_phone_too(browse: Open, width: int) -> None:
+    page = browse(width=width).open("#/runs")
+    settled(page)
+    expect(page.get_by_label("Cluster use")).to_be_visible()
+    expect(page.get_by_label("Cluster use")).to_be_in_viewport(ratio=1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_names_that_are_long_or_look_like_markup(browse: Open, service: Service) -> None:
     name = "<img src=x onerror=alert(1)>" + "x" * 300
     service.add_run("20260131-9-odd", recorded("healthy"), "succeeded", name=name)

@@ -55,7 +55,7 @@ function ClusterMeter() {
   const kinds = ["CPU", "GPU"].filter((kind) => data.resources[kind]?.total);
   return html`<span class="cluster-meter" aria-label="Cluster use">${kinds.map((kind) => {
     const { used, total } = data.resources[kind];
-    return html`<span>${kind} ${percent(used / total)} of ${total}</span>`;
+    return html`<span>${kind} ${percent(used / total)}<span class="total"> of ${total}</span></span>`;
   })}</span>`;
 }
 

@@ -7,6 +7,8 @@ import { useResource } from "../hooks.js";
 
 const SHOWN = 8;
 
+const TEMPLATE = { true: "chat template", false: "no chat template" };
+
 export function useModels() {
   return useResource((signal) => request("/models", { signal }), []);
 }
@@ -41,7 +43,8 @@ export function Picker({ name, title, help, models, value, onPick, wrong, late =
 
 function Choice({ name, model, checked, onPick }) {
   const facts = [parameters(model.parameters), model.architecture, model.dtype, model.bytes ? bytes(model.bytes) : null,
-    name === "policy" && model.chat_template === false ? "no chat template: prompts go in as they are" : null,
+    model.vocabulary ? `vocabulary ${number(model.vocabulary)}` : null, model.context ? `context ${number(model.context)} tokens` : null,
+    TEMPLATE[model.chat_template], model.chat_template === false && name !== "reward" ? "prompts go in as they are" : null,
     model.kind === "adapter" ? `on ${model.base}` : null, model.run ? `made by run ${model.run}` : null].filter(Boolean);
   return html`<label class="choice ${model.usable ? "" : "off"}">
     <input type="radio" name=${name} checked=${checked} disabled=${!model.usable} onChange=${onPick} />

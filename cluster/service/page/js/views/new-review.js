@@ -9,7 +9,7 @@ import { Changes } from "./run-clone.js";
 
 const STEP_TITLES = { model: "Model", data: "Dataset", settings: "Settings" };
 
-export function ReviewStep({ draft, setDraft, change, plan, ask, current, problems, right }) {
+export function ReviewStep({ draft, setDraft, change, plan, ask, current, problems, warnings, right }) {
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState(null);
   const data = plan.data;
@@ -34,6 +34,7 @@ export function ReviewStep({ draft, setDraft, change, plan, ask, current, proble
     ${plan.error && html`<${Failure} error=${plan.error} again=${plan.reload} />`}
     ${!data && !plan.error && html`<${Loading} lines=${5} />`}
     ${data && problems.length > 0 && html`<${Problems} problems=${problems} />`}
+    ${warnings.length > 0 && html`<${Notice} title="Unusual, but it can start"><ul class="words">${warnings.map((one) => html`<li><${Where} path=${one.path} /> <${Words} text=${one.message} /></li>`)}</ul><//>`}
     ${data?.changes?.length > 0 && html`<section class="card stack"><h2>What changes</h2><${Changes} changes=${data.changes} /></section>`}
     ${data && data.arithmetic.length > 0 && html`<section class="card stack"><h2>What will happen</h2>
       <dl class="facts"><dt>Model</dt><dd>${draft.tree.policy?.model || "–"}</dd><dt>Judged by</dt><dd>${(draft.tree.rewards || []).map((r) => (r.model || r.path || r.url || "") + (r.weight === 0 ? " (watched)" : "")).join(", ") || "–"}</dd></dl>
@@ -44,13 +45,19 @@ export function ReviewStep({ draft, setDraft, change, plan, ask, current, proble
       <${Code} text=${data.command} label="command that trains" wrap /><${Code} text=${data.command.replace(/^rlhf train/, "rlhf submit")} label="command that submits to a cluster" wrap /></section>`}
     ${error && html`<${Failure} error=${error} />`}
     <${Foot} back="settings"><${Button} kind="primary" busy=${busy} disabled=${!ready || busy} onClick=${start}>${busy ? "Starting" : "Start training"}<//><//>
+    ${!current && !plan.error && html`<p class="small muted" role="status">Checking…</p>`}
     ${data && !ready && current && html`<p class="small muted" role="status">It can start when these steps are right: ${["model", "data", "settings"].filter((name) => !right(name)).map((name) => STEP_TITLES[name].toLowerCase()).join(", ") || "all"}.</p>`}
   </div>`;
 }
 
+/** The step on which a setting is, and its path. */
+function Where({ path, bare }) {
+  return html`<a href="#/new/${stepOf(path)}">${STEP_TITLES[stepOf(path)]}</a>:${!bare && html` <span class="mono">${path}</span>`}`;
+}
+
 function Problems({ problems }) {
   return html`<${Notice} kind="bad" title="${count(problems.length, "problem")} to mend first" alert><ul class="words">
-    ${problems.map((p) => html`<li><a href="#/new/${stepOf(p.path)}">${STEP_TITLES[stepOf(p.path)]}</a>: ${!p.missing && html`<span class="mono">${p.path}</span> `}<${Words} text=${p.message} /></li>`)}</ul><//>`;
+    ${problems.map((p) => html`<li><${Where} path=${p.path} bare=${p.missing} /> <${Words} text=${p.message} /></li>`)}</ul><//>`;
 }
 
 function Roles({ roles, memory, gpus }) {

@@ -25,7 +25,7 @@ const TITLES = {
   learners: "Learners (DeepSpeed)", sync: "Weight sync", checkpoint: "Checkpoints", eval: "Evaluation", logging: "Logging", timeouts: "Deadlines",
 };
 
-export function SettingsStep({ draft, setDraft, change, problems, late, plan, schema }) {
+export function SettingsStep({ draft, setDraft, change, problems, warnings, late, plan, schema }) {
   const tree = draft.tree, before = draft.clone?.config || {};
   const algorithm = tree.algorithm?.type || "grpo";
   const trainType = tree.policy?.train_type || "full";
@@ -40,7 +40,7 @@ export function SettingsStep({ draft, setDraft, change, problems, late, plan, sc
   const rest = all.filter((f) => !top.includes(f));
   const own = problems.filter((p) => stepOf(p.path) === "settings");
   const setAlgorithm = (type) => setDraft((old) => ({ ...old, tree: { ...old.tree, algorithm: { type, ...shared(schema, type, old.tree.algorithm) } } }));
-  const show = (f) => html`<${Field} key=${f.path} field=${f} tree=${tree} problems=${own} onChange=${change} big=${top.includes(f)} />`;
+  const show = (f) => html`<${Field} key=${f.path} field=${f} tree=${tree} problems=${own} warnings=${warnings} onChange=${change} big=${top.includes(f)} />`;
   const orphans = own.filter((p) => ![...all, ...(teacher ? [teacher] : []), { path: "algorithm.type" }, { path: "policy.train_type" }].some((f) => problemsOf([p], f).length));
   return html`<div class="stack wide">
     <section class="card stack wide">
@@ -57,11 +57,11 @@ export function SettingsStep({ draft, setDraft, change, problems, late, plan, sc
     ${plan.error && html`<${Failure} error=${plan.error} again=${plan.reload} />`}
     ${orphans.length > 0 && html`<${Notice} kind="bad" alert><ul>${orphans.map((p) => html`<li><span class="mono">${p.path}</span>: ${p.message}</li>`)}</ul><//>`}
     <section class="card stack tight"><h2>Everything else</h2><p class="muted">Each has a default that is good enough to start with.</p><div class="folds">
-      <${Folded} title="The run" fields=${rest.filter((f) => !f.path.includes("."))} show=${show} problems=${own} tree=${tree} before=${before} />
+      <${Folded} title="The run" fields=${rest.filter((f) => !f.path.includes("."))} show=${show} problems=${own} warnings=${warnings} tree=${tree} before=${before} />
       ${names.filter((name) => TITLES[name] || rest.some((f) => f.path.startsWith(`${name}.`))).map((name) => html`<${Folded} key=${name} title=${TITLES[name] || name}
-        fields=${rest.filter((f) => f.path.startsWith(`${name}.`))} show=${show} problems=${own} tree=${tree} before=${before} />`)}
+        fields=${rest.filter((f) => f.path.startsWith(`${name}.`))} show=${show} problems=${own} warnings=${warnings} tree=${tree} before=${before} />`)}
       ${(tree.rewards || []).map((reward, index) => html`<${Folded} key=${`reward${index}`} title="Reward: ${reward.name || (reward.model || reward.path || reward.url || "").split(/[/:]/).pop()}"
-        fields=${rewardFields(schema, index, tree).filter((f) => !/\.(model|path|url)$/.test(f.path))} show=${show} problems=${own} tree=${tree} before=${before} />`)}
+        fields=${rewardFields(schema, index, tree).filter((f) => !/\.(model|path|url)$/.test(f.path))} show=${show} problems=${own} warnings=${warnings} tree=${tree} before=${before} />`)}
     </div></section>
     <${Foot} back="data" next="review" title="Review" />
   </div>`;
@@ -92,11 +92,12 @@ function Options({ title, name, known, available, value, onPick, problems }) {
     })}</div><${Wrong} problems=${problems} /></fieldset>`;
 }
 
-function Folded({ title, fields: inside, show, problems, tree, before }) {
+function Folded({ title, fields: inside, show, problems, warnings, tree, before }) {
   if (!inside.length) return null;
   const wrong = inside.flatMap((f) => problemsOf(problems, f)).length;
+  const unusual = inside.flatMap((f) => problemsAt(warnings, f.path)).length;
   const set = inside.filter((f) => JSON.stringify(getIn(tree, f.path)) !== JSON.stringify(getIn(before, f.path))).length;
   return html`<details><summary>${title}
-    ${wrong > 0 && html`<span class="state failed">${count(wrong, "problem")}</span>`}${set > 0 && html`<span class="tag">${set} changed</span>`}</summary>
+    ${wrong > 0 && html`<span class="state failed">${count(wrong, "problem")}</span>`}${unusual > 0 && html`<span class="state info">${count(unusual, "note")}</span>`}${set > 0 && html`<span class="tag">${set} changed</span>`}</summary>
     <div class="settings">${inside.map(show)}</div></details>`;
 }

@@ -32,6 +32,7 @@ export function NewRun({ step }) {
   const current = settled === draft.tree && !plan.loading;
   const change = useCallback((path, value) => setDraft((old) => ({ ...old, key: newKey(), tree: setIn(old.tree, path, value) })), []);
   const problems = useMemo(() => (plan.data ? plainly(plan.data.problems, draft.tree) : []), [draft.tree, plan.data]);
+  const warnings = plan.data?.warnings || [];
   const { dataset } = useUpload();
   useEffect(() => {
     if (!dataset) return;
@@ -45,7 +46,7 @@ export function NewRun({ step }) {
   const right = (name) => Boolean(plan.data) && name !== "review" && !problems.some((p) => stepOf(p.path) === name);
   const ticked = (name) => name !== step && draft.seen.includes(name) && right(name);
   const error = schema.error || service.error;
-  const known = { draft, setDraft, change, problems, plan, ask, current, schema: schema.data, service: service.data, right, late };
+  const known = { draft, setDraft, change, problems, warnings, plan, ask, current, schema: schema.data, service: service.data, right, late };
   const View = { model: ModelStep, data: DataStep, settings: SettingsStep, review: ReviewStep }[step] || ModelStep;
   return html`<div class="narrow stack wide">
     <${Head} draft=${draft} onDiscard=${() => { setDraft(emptyDraft()); location.hash = "#/new/model"; }} />
