@@ -26,34 +26,13 @@ from trainers.errors import UserError
 RECORDED = Path(__file__).parents[1] / "doctor_runs"
 API = "/api/v1"
 MODELS: list[dict[str, Any]] = [
-    {
-        "name": "qwen3-0.6b-sft",
-        "kind": "policy",
-        "role": "policy",
-        "architecture": "Qwen3ForCausalLM",
-        "parameters": 596049920,
-    },
-    {
-        "name": "llama-3.2-1b-instruct",
-        "kind": "policy",
-        "role": "policy",
-        "architecture": "LlamaForCausalLM",
-        "parameters": 1235814400,
-    },
-    {
-        "name": "preference-rm",
-        "kind": "reward",
-        "role": "reward",
-        "architecture": "Qwen3ForSequenceClassification",
-        "parameters": 596050944,
-    },
-    {
-        "name": "helpful-rm",
-        "kind": "reward",
-        "role": "reward",
-        "architecture": "LlamaForSequenceClassification",
-        "parameters": 1235816448,
-    },
+    {"name": name, "kind": role, "role": role, "architecture": architecture, "parameters": parameters}
+    for name, role, architecture, parameters in (
+        ("qwen3-0.6b-sft", "policy", "Qwen3ForCausalLM", 596049920),
+        ("llama-3.2-1b-instruct", "policy", "LlamaForCausalLM", 1235814400),
+        ("preference-rm", "reward", "Qwen3ForSequenceClassification", 596050944),
+        ("helpful-rm", "reward", "LlamaForSequenceClassification", 1235816448),
+    )
 ]
 JUDGE = "/srv/rewards/rules.py:correct"
 ANSWERS = ("25 × 4 = 100\n100 + 10 = 110\n\nThe answer is 110.", "110", "It is 25 × 14 = 350.", "First 25 × 4 = 100.")

@@ -123,7 +123,8 @@ def test_the_table_of_runs_is_not_cut_off(browse: Open, service: Service, runs: 
     settled(page)
     expect(page.get_by_text(name).first).to_be_visible()
     table, card = page.locator("table.runs").bounding_box(), page.locator(".card").bounding_box()
-    assert table and card
+    assert table
+    assert card
     assert table["x"] + table["width"] <= card["x"] + card["width"]
 
 

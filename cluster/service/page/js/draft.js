@@ -15,7 +15,7 @@ export function isBegun(draft) {
 }
 
 export function storedDraft() {
-  try { return JSON.parse(sessionStorage.getItem(DRAFT)) || emptyDraft(); } catch { return emptyDraft(); }
+  try { return { ...emptyDraft(), ...JSON.parse(sessionStorage.getItem(DRAFT)) }; } catch { return emptyDraft(); }
 }
 
 /** Keeps a draft that begins with the config of a run and `tree`, what has been changed of it already. */

@@ -117,7 +117,7 @@ export function Talk({ messages, whole = false }) {
 
 function Turn({ turn, atFirst }) {
   const [whole, setWhole] = useState(atFirst);
-  const text = turn.content || "";
+  const text = String(turn.content ?? ""); // null beside tool calls; another type in a line that is no record
   const long = text.length > LONG_TURN.letters || text.split("\n", LONG_TURN.lines + 1).length > LONG_TURN.lines;
   return html`<div class="turn ${turn.role}"><span class="who">${turn.role}</span><div class=${long && !whole ? "begun" : ""}>${text}</div>
     ${long && !atFirst && html`<${Button} slim kind="quiet" aria-expanded=${whole ? "true" : "false"} onClick=${() => setWhole(!whole)}>${whole ? "Show less" : `Show all, ${count(text.length, "character")}`}<//>`}</div>`;

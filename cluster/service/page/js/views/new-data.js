@@ -117,7 +117,7 @@ function Removal({ dataset, onGone }) {
   const close = () => { setAsking(false); setError(null); };
   const go = async () => { try { await remove(dataset.id); onGone(); } catch (problem) { setError(problem); } };
   return html`<${Button} slim kind="quiet" onClick=${() => setAsking(true)}>Remove<//>
-    ${asking && html`<${Dialog} title="Remove ${dataset.name}?" onClose=${close}><p>The upload is deleted from the server. Runs that have ended keep what they learned from it, but cannot be started again from it.</p>
+    ${asking && html`<${Dialog} title="Remove ${dataset.name}?" onClose=${close}><p>The upload is deleted from the server. A run that has read it can then neither be resumed nor cloned with it.</p>
       ${error && html`<${Failure} error=${error} />`}
       <div class="actions"><${Button} onClick=${close}>Keep it<//><${Button} kind="danger" onClick=${go}>Remove<//></div><//>`}`;
 }

@@ -47,6 +47,6 @@ export function CloneDialog({ details, changes, onClose }) {
 
 /** Where a clone differs from its run. */
 export function Changes({ changes }) {
-  return html`<table><thead><tr><th scope="col">setting</th><th scope="col" class="number">from</th><th scope="col" class="number">to</th></tr></thead>
-    <tbody>${changes.map((c) => html`<tr><th scope="row" class="mono">${c.path}</th><td class="number mono">${shown(c.from)}</td><td class="number mono"><strong>${shown(c.to)}</strong></td></tr>`)}</tbody></table>`;
+  return html`<table class="changes"><thead><tr><th scope="col">setting</th><th scope="col" class="number">from</th><th scope="col" class="number">to</th></tr></thead>
+    <tbody>${changes.map((c) => html`<tr><th scope="row" class="mono">${c.path}</th><td class="mono">${shown(c.from)}</td><td class="mono"><strong>${shown(c.to)}</strong></td></tr>`)}</tbody></table>`;
 }
