@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from cluster.recorder import Recorder, RolloutRow
 from cluster.run_directory import RunDirectory, RunError
+from cluster.service.creating import changed_config
 from cluster.service.metrics import MetricsReader
 from cluster.service.run_view import Job, read_job, write_job
 from cluster.service.settings import Settings
@@ -480,9 +481,10 @@ def test_a_clone_may_not_leave_what_its_run_was_allowed(client: TestClient, make
 
 
 def test_hidden_credentials_are_not_taken_for_credentials(client: TestClient, make_run: MakeRun, root: Path) -> None:
-    """What the API shows of a run, sent back as it is, would train with *** as the password."""
-    secret = [{"type": "http", "url": "https://me:hunter2@judge/s?api_key=5"}]
-    run = make_run(rewards=secret)
+    """What the API shows of a run, sent back as it is, would train with *** as the password; a clone knows its run's,
+    but not which of two that look alike."""
+    urls = ["https://me:hunter2@judge/s?api_key=5", "https://you:hunter3@judge/s?api_key=6"]
+    run = make_run(rewards=[{"type": "http", "url": url, "name": url[8:10]} for url in urls])
     path = f"/api/v1/runs/{run.path.name}"
     shown = client.get(path).json()["config"]
     assert shown["rewards"][0]["url"] == "https://***@judge/s?api_key=***"
@@ -496,6 +498,21 @@ def test_hidden_credentials_are_not_taken_for_credentials(client: TestClient, ma
         ]
     assert (made.status_code, cloned.status_code) == (422, 422)
     assert sorted(root.glob("*/run.json")) == runs
+
+
+def test_a_clone_keeps_secrets_that_its_maker_cannot_see(client: TestClient, make_run: MakeRun) -> None:
+    """A list can only be shortened as a whole, and whoever does that has seen *** for the others' secrets."""
+    judge = "https://me:pass@judge/score"
+    rewards = [{"type": "http", "url": "http://other/score"}, {"type": "http", "url": judge}]
+    run = make_run(rewards=rewards)
+    at = f"/api/v1/runs/{run.path.name}"
+    shown = client.get(at).json()["config"]["rewards"][1]
+    assert shown["url"] == "https://***@judge/score"
+    body = {"changes": {"rewards": [shown]}}
+    assert "pass" not in client.post(f"{at}/clone/plan", json=body).text
+    app: Any = client.app
+    _, tree = changed_config(app.state.parts, run.path.name, body["changes"], None)
+    assert [reward["url"] for reward in tree["rewards"]] == [judge]
 
 
 def test_a_bad_config_names_every_problem(client: TestClient, root: Path) -> None:

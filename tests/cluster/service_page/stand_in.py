@@ -55,11 +55,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         path, _ = self._asked()
-        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if not self._allowed():
-            return None
         service, parts = self.server.service, path[len(API) + 1 :].split("/")
         if parts == ["datasets"]:
+            service.taking.wait(60)
+        length = int(self.headers.get("Content-Length", 0))
+        content = self.rfile.read(length)
+        if len(content) < length or not self._allowed():  # the page hung up, or may not
+            return None
+        if parts == ["datasets"]:
+            service.reading.wait(60)
             head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
             form = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + content)
             (part,) = form.iter_parts()
@@ -67,6 +71,8 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(content) if content else None
         service.bodies.append((path, body))
         if parts[-1] == "chat":
+            if service.busy:
+                return self._error(429, "busy", "somebody else is chatting")
             return self._chat(body)
         return self._json(*post(service, parts, body, self.headers.get("Idempotency-Key")))
 
@@ -78,6 +84,8 @@ class Handler(BaseHTTPRequestHandler):
         held = self.server.service.runs if parts[0] == "runs" else self.server.service.datasets
         if parts[0] == "runs" and query.get("confirm") != [parts[1]]:
             return self._error(422, "invalid_request", "confirm the run's id")
+        if parts[1] in self.server.service.used:
+            return self._error(409, "conflict", "the run going reads this dataset")
         held.pop(parts[1])
         self._send(204, b"", "text/plain")
 

@@ -15,42 +15,24 @@ from typing import Any
 import yaml
 
 from cluster.config import parse_config, problems_as_json, run_schema
+from cluster.overrides import set_path
 from cluster.plan import batch_arithmetic
+from cluster.service.creating import differences
 from cluster.service.doctor import diagnose
+from cluster.service.vetting import redacted
 from trainers.data.check import CheckOptions, check
 from trainers.errors import UserError
 
 RECORDED = Path(__file__).parents[1] / "doctor_runs"
 API = "/api/v1"
 MODELS: list[dict[str, Any]] = [
-    {
-        "name": "qwen3-0.6b-sft",
-        "kind": "policy",
-        "role": "policy",
-        "architecture": "Qwen3ForCausalLM",
-        "parameters": 596049920,
-    },
-    {
-        "name": "llama-3.2-1b-instruct",
-        "kind": "policy",
-        "role": "policy",
-        "architecture": "LlamaForCausalLM",
-        "parameters": 1235814400,
-    },
-    {
-        "name": "preference-rm",
-        "kind": "reward",
-        "role": "reward",
-        "architecture": "Qwen3ForSequenceClassification",
-        "parameters": 596050944,
-    },
-    {
-        "name": "helpful-rm",
-        "kind": "reward",
-        "role": "reward",
-        "architecture": "LlamaForSequenceClassification",
-        "parameters": 1235816448,
-    },
+    {"name": name, "kind": role, "role": role, "architecture": architecture, "parameters": parameters}
+    for name, role, architecture, parameters in (
+        ("qwen3-0.6b-sft", "policy", "Qwen3ForCausalLM", 596049920),
+        ("llama-3.2-1b-instruct", "policy", "LlamaForCausalLM", 1235814400),
+        ("preference-rm", "reward", "Qwen3ForSequenceClassification", 596050944),
+        ("helpful-rm", "reward", "LlamaForSequenceClassification", 1235816448),
+    )
 ]
 JUDGE = "/srv/rewards/rules.py:correct"
 ANSWERS = ("25 × 4 = 100\n100 + 10 = 110\n\nThe answer is 110.", "110", "It is 25 × 14 = 350.", "First 25 × 4 = 100.")
@@ -105,7 +87,19 @@ class Service:
         self.bodies: list[tuple[str, Any]] = []  # of what was posted
         self.error_of_next_run: dict[str, Any] | None = None
         self.upload_limit = 10 * 2**30  # bytes
+        self.taking, self.reading = threading.Event(), threading.Event()  # uploads wait for both, in turn
+        self.taking.set()
+        self.reading.set()
+        self.used: set[str] = set()  # datasets that a run reads
         self.base_is_gone = False  # of every run's model
+        self.allowed: list[str] | None = None  # of every run, in place of what its state allows
+        self.planning = threading.Event()  # a plan waits for it
+        self.planning.set()
+        self.groups = 6  # of a step's samples
+        self.prompt = "Solve step by step: "  # how each begins
+        self.busy = False  # with another's chat
+        self.more_problems: list[dict[str, Any]] = []  # of every plan
+        self.warnings: list[dict[str, Any]] = []  # likewise
         self.schema: Any = run_schema().root  # tests put another one here
         self.lock = threading.RLock()
 
@@ -132,6 +126,8 @@ class Service:
         return run
 
     def actions(self, state: str) -> list[str]:
+        if self.allowed is not None:
+            return self.allowed
         if state in ("running", "queued"):
             return ["stop", "pause", "clone"]
         ended = ["clone", "delete"]
@@ -143,7 +139,7 @@ class Service:
         going = held["run"]["state"] == "running"
         return {
             "run": held["run"],
-            "config": held["config"],
+            "config": redacted(held["config"]),
             "yaml": yaml.safe_dump(held["config"], sort_keys=False),
             "command": "rlhf train config.yaml",
             "actions": self.actions(held["run"]["state"]),
@@ -162,11 +158,11 @@ class Service:
         steps = [row["step"] for row in self.runs[run_id]["metrics"]]
         step = int(query.get("step", [steps[-1]])[0])
         made = []
-        for group in range(6):
+        for group in range(self.groups):
             for index, answer in enumerate(ANSWERS):
                 score = 1.4 - 0.9 * index
                 sample = {"id": f"{step}-{group}-{index}", "group": group, "completion": answer, "prompt_tokens": 21}
-                sample["prompt"] = [{"role": "user", "content": f"Solve step by step: 25 * 4 + {10 * (group + 1)} = ?"}]
+                sample["prompt"] = [{"role": "user", "content": f"{self.prompt}25 * 4 + {10 * (group + 1)} = ?"}]
                 sample |= {
                     "tokens": 6 + 5 * len(answer.split()),
                     "rewards": {"preference": score, "correct": float(index < 2)},
@@ -177,19 +173,22 @@ class Service:
         found = [one for one in made if text.lower() in one["completion"].lower()]
         if "sort" in query:
             found.sort(key=lambda one: one["reward"], reverse=query.get("order", ["desc"])[0] == "desc")
-        limit = int(query.get("limit", ["50"])[0])
+        if "group" in query:
+            found = [one for one in found if one["group"] == int(query["group"][0])]
+        limit, offset = int(query.get("limit", ["50"])[0]), int(query.get("offset", ["0"])[0])
         kind = query.get("kind", ["step"])[0]
         answer = {"kind": kind, "step": step, "steps": steps, "total": len(found), "rewards": ["preference", "correct"]}
-        return answer | {"samples": found[:limit]}
+        return answer | {"samples": found[offset : offset + limit]}
 
     def plan(self, tree: Any) -> dict[str, Any]:
-        problems: list[dict[str, Any]] = []
+        self.planning.wait(60)
+        problems = [*self.more_problems]
         empty: dict[str, Any] = {"config": None, "yaml": None, "command": "rlhf train config.yaml", "gpus": False}
-        empty |= {"arithmetic": [], "roles": [], "memory": []}
+        empty |= {"arithmetic": [], "roles": [], "memory": [], "warnings": self.warnings}
         try:
             config = parse_config(tree)
         except UserError as error:
-            return empty | {"problems": _problems(error)}
+            return empty | {"problems": problems + _problems(error)}
         allowed = [path["path"] for path in self.models()["models"]]
         if config.policy.model not in allowed:
             problems.append({"path": "policy.model", "message": f"{config.policy.model}: no such model is known here"})
@@ -388,14 +387,10 @@ def _post_run(service: Service, held: dict[str, Any], rest: list[str], body: Any
         return {"run": held["run"]}, 202
     if rest == ["model", "ticket"]:
         return {"url": f"{API}/runs/{held['run']['id']}/model?ticket=1", "seconds": 60}, 201
-    tree, changes = json.loads(json.dumps(held["config"])), []
+    tree = json.loads(json.dumps(held["config"]))
     for path, value in (body.get("changes") or {}).items():
-        node: Any = tree
-        *way, last = path.split(".")
-        for step in way:
-            node = node[int(step)] if isinstance(node, list) else node[step]
-        changes.append({"path": path, "from": node[last], "to": value})
-        node[last] = value
+        tree = set_path(tree, path, value)
+    tree["name"] = body.get("name") or tree["name"]
     if rest == ["clone", "plan"]:
-        return service.plan(tree) | {"changes": changes}, 200
-    return {"run": service.start(tree | {"name": body.get("name") or tree["name"]})}, 201
+        return service.plan(tree) | {"changes": differences(held["config"], tree)}, 200
+    return {"run": service.start(tree)}, 201

@@ -1,36 +1,18 @@
-"""The page in a real Chromium: from an upload to a started run, and what happens when something is wrong."""
+"""The page in a real Chromium: from an upload to a finished run, and every view of a run."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from filling import PROMPTS, file, upload
+from playwright.sync_api import expect
 from stand_in import StandIn
 from stand_in_state import Service, recorded
 from watched import Open
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
-
-PROMPTS = "".join(json.dumps({"prompt": f"Write haiku number {i}."}) + "\n" for i in range(30))
-
-
-def file(tmp_path: Path, name: str, content: str) -> Path:
-    path = tmp_path / name
-    path.write_text(content)
-    return path
-
-
-def upload(page: Page, path: Path) -> None:
-    page.locator("input[type=file]").set_input_files(path)
-
-
-def drafted(page: Page, section: str, wanted: object) -> None:
-    """Wait until the draft's section is this; it is stored after it is shown."""
-    same = """([name, text]) => JSON.stringify(JSON.parse(sessionStorage.getItem("rlhf-draft")).tree[name]) === text"""
-    page.wait_for_function(same, arg=[section, json.dumps(wanted, separators=(",", ":"))])
 
 
 def test_from_an_upload_to_a_finished_run(browse: Open, service: Service, tmp_path: Path) -> None:
@@ -93,114 +75,41 @@ def test_a_chat_whose_base_is_gone(browse: Open, service: Service) -> None:
     assert [len(body["base"] or ()) for body in asked] == [1, 0]
 
 
-@pytest.mark.parametrize(
-    ("content", "verdict", "advice"),
-    [
-        ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', "Preference pairs, 1 prompt, not ready", "for DPO"),
-        ('{"prompt": "a"}\nnot json\n', "RLHF Online, 1 prompt, not ready", "1 problem by line"),
-        ('{"text": "once upon a time"}\n', "Plain text, 1 prompt, not ready", "needs a prompt"),
-    ],
-)
-def test_a_file_that_is_not_ready(browse: Open, tmp_path: Path, content: str, verdict: str, advice: str) -> None:
-    page = browse().open("#/new/data")
-    upload(page, file(tmp_path, "bad.jsonl", content))
-    expect(page.get_by_role("heading", name=verdict)).to_be_visible()
-    expect(page.get_by_label("The dataset")).to_contain_text(advice)
+def test_a_chat_that_is_refused_can_be_asked_again(browse: Open, service: Service) -> None:
+    service.add_run("20260131-1-good", recorded("healthy"), "succeeded")
+    service.busy = True
+    watched = browse()
+    watched.expected = ["429"]
+    page = watched.open("#/runs/20260131-1-good/chat")
+    turn = page.get_by_label("Your turn")
+    turn.fill("25 * 4 + 10 = ?")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("alert")).to_contain_text("somebody else is chatting")
+    expect(turn).to_have_value("25 * 4 + 10 = ?")
+    expect(page.get_by_role("region", name="After training")).to_contain_text("Ask something below")
+    service.busy = False
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("region", name="After training")).to_contain_text("The answer is 110.")
+    asked = [body for path, body in service.bodies if path.endswith("/chat")]
+    assert [[said["role"] for said in body["trained"]] for body in asked] == [["user"], ["user"]]
 
 
-def test_a_file_is_dropped(browse: Open) -> None:
-    page = browse().open("#/new/data")
-    target = page.get_by_role("region", name="Upload prompts")
-    expect(target).to_be_visible()
-    transfer = page.evaluate_handle(
-        """(text) => { const data = new DataTransfer();
-          data.items.add(new File([text], "dropped.jsonl")); return data; }""",
-        PROMPTS,
-    )
-    target.dispatch_event("dragover", {"dataTransfer": transfer})
-    expect(target).to_have_class(re.compile("over"))
-    target.dispatch_event("drop", {"dataTransfer": transfer})
-    expect(page.get_by_role("heading", name="RLHF Online, 30 prompts, ready")).to_be_visible()
-    expect(page.get_by_text("dropped.jsonl").first).to_be_visible()
-
-
-def test_a_file_that_is_too_large_is_not_sent(browse: Open, service: Service, tmp_path: Path) -> None:
-    service.upload_limit = 100
-    page = browse().open("#/new/data")
-    upload(page, file(tmp_path, "large.jsonl", PROMPTS))
-    expect(page.get_by_role("alert")).to_contain_text("large.jsonl has 1.1 KiB, the limit is 100 B")
-    assert service.datasets == {}
-
-
-def test_responses_can_be_left_out(browse: Open, tmp_path: Path) -> None:
-    page = browse().open("#/new/data")
-    upload(page, file(tmp_path, "sft.jsonl", '{"prompt": "a", "response": "b"}\n'))
-    expect(page.get_by_role("heading", name="Prompts with responses (SFT), 1 prompt, not ready")).to_be_visible()
-    page.get_by_role("button", name="Use the prompts only").click()
-    expect(page.get_by_role("heading", name="Prompts with responses (SFT), 1 prompt, ready")).to_be_visible()
-
-
-def test_wrong_settings_are_told_at_the_field_and_cannot_be_started(browse: Open) -> None:
-    page = browse().open("#/new/settings")
-    steps = page.get_by_label("Steps", exact=True)
-    steps.fill("-3")
-    expect(steps).to_have_attribute("aria-invalid", "true")
-    expect(page.locator("#f-train-steps-error")).to_contain_text("≥ 1")
-    rate = page.get_by_label("Learning rate", exact=True)
-    rate.fill("fast")
-    expect(page.locator("#f-train-learning_rate-error")).to_contain_text("fast")
-    expect(page.get_by_role("radio", name=re.compile("^PPO"))).to_be_enabled()
-    page.get_by_role("link", name="Review", exact=True).last.click()
-    expect(page.get_by_role("button", name="Start training")).to_be_disabled()
-    expect(page.get_by_role("alert").first).to_contain_text("train.steps")
-
-
-def test_what_the_schema_offers_is_offered(browse: Open, service: Service) -> None:
-    """Another schema, as further algorithms would make it: told apart by type, with a section that may be null."""
-    teacher = {"type": "object", "properties": {"model": {"type": "string"}}, "required": ["model"]}
-    lora = {"type": "object", "properties": {"r": {"type": "integer", "minimum": 1, "default": 16}}}
-    schema = json.loads(json.dumps(service.schema))
-    grpo = schema["properties"]["algorithm"]["discriminator"]["mapping"]["grpo"]
-    gkd = {"type": "object", "properties": {"type": {"const": "gkd"}, "teacher": {"$ref": "#/$defs/Teacher"}}}
-    schema["$defs"] |= {"Teacher": teacher, "Lora": lora, "GKD": gkd | {"required": ["teacher"]}}
-    schema["properties"]["algorithm"] = {
-        "discriminator": {"mapping": {"grpo": grpo, "gkd": "#/$defs/GKD"}, "propertyName": "type"},
-        "oneOf": [{"$ref": grpo}, {"$ref": "#/$defs/GKD"}],
-    }
-    policy = schema["$defs"]["PolicyConfig"]["properties"]
-    policy["train_type"] = {"enum": ["full", "lora"], "default": "full", "type": "string"}
-    policy["lora"] = {"anyOf": [{"$ref": "#/$defs/Lora"}, {"type": "null"}], "default": None}
-    service.schema = schema
-    page = browse().open("#/new/settings")
-    expect(page.get_by_role("radio", name=re.compile("^PPO"))).to_be_disabled()
-    expect(page.get_by_label("Teacher, model")).to_have_count(0)
-    page.get_by_role("radio", name=re.compile("^GKD")).check()
-    page.get_by_label("Teacher, model").fill("/srv/models/teacher")
-    expect(page.get_by_label("KL coefficient", exact=True)).to_have_count(0)
-    page.get_by_role("radio", name=re.compile("^LoRA")).check()
-    page.locator("summary").get_by_text("Model", exact=True).click()
-    page.get_by_label("Lora", exact=True).check()
-    page.get_by_label("Lora, r", exact=True).fill("32")
-    expect(page.get_by_label("Lora, r", exact=True)).to_have_value("32")
-    drafted(page, "algorithm", {"type": "gkd", "teacher": {"model": "/srv/models/teacher"}})
-    drafted(page, "policy", {"train_type": "lora", "lora": {"r": 32}})
-
-
-def test_rewards_of_each_kind(browse: Open) -> None:
-    page = browse().open("#/new/model")
-    page.get_by_role("radio", name=re.compile("helpful-rm")).check()
-    page.get_by_label("Use of correct").select_option("trained")
-    page.get_by_text("A server that scores over HTTP").click()
-    page.get_by_label("Its address").fill("judge")
-    expect(page.get_by_role("alert")).to_contain_text("expected http://")
-    page.get_by_label("Its address").fill("http://judge:8000/score")
-    expect(page.get_by_role("alert")).to_have_count(0)
-    server = {"type": "http", "url": "http://judge:8000/score"}
-    function = {"type": "function", "path": "/srv/rewards/rules.py:correct"}
-    drafted(page, "rewards", [{"type": "model", "model": "/srv/models/helpful-rm"}, function, server])
-    page.get_by_role("radio", name=re.compile("^None")).check()
-    page.get_by_label("Use of correct").select_option("off")
-    drafted(page, "rewards", [server])
+def test_a_chat_is_as_warm_as_it_was_asked_to_be(browse: Open, service: Service) -> None:
+    service.add_run("20260131-1-good", recorded("healthy"), "succeeded")
+    page = browse().open("#/runs/20260131-1-good/chat")
+    page.get_by_text("How they answer").click()
+    temperature = page.get_by_label("Temperature")
+    for typed in ("0", "0,7"):
+        temperature.fill(typed)
+        page.get_by_label("Your turn").fill("25 * 4 + 10 = ?")
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_role("button", name="Begin anew")).to_be_enabled()
+    assert [body["temperature"] for path, body in service.bodies if path.endswith("/chat")] == [0, 0.7]
+    temperature.fill("warm")
+    expect(temperature).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_role("alert")).to_have_text("A number from 0 to 10.")
+    page.get_by_label("Your turn").fill("And now?")
+    expect(page.get_by_role("button", name="Send")).to_be_disabled()
 
 
 def test_a_wrong_token(browse: Open, service: Service, runs: dict[str, str]) -> None:
@@ -256,14 +165,6 @@ def test_the_doctors_remedy_clones_the_run(browse: Open, service: Service, runs:
     assert clone["changes"] == {"algorithm.kl.coef": 0.05, "train.learning_rate": 0.00025}
 
 
-def test_a_clone_can_be_edited_first(browse: Open, runs: dict[str, str]) -> None:
-    page = browse().open(f"#/runs/{runs['fast']}")
-    page.get_by_role("button", name="Clone").click()
-    page.get_by_role("button", name="Edit settings first").click()
-    expect(page.get_by_label("Learning rate", exact=True)).to_have_value("5e-4")
-    expect(page.get_by_label("KL coefficient", exact=True)).to_have_value("0.02")
-
-
 def test_stop_pause_and_delete(browse: Open, service: Service, runs: dict[str, str]) -> None:
     page = browse().open(f"#/runs/{runs['going']}")
     page.get_by_role("button", name="Stop").click()
@@ -294,6 +195,47 @@ def test_samples(browse: Open, runs: dict[str, str]) -> None:
     tinted = page.get_by_label("Tokens, tinted by KL against the reference").locator("span")
     expect(tinted).to_have_count(11)
     assert [tinted.nth(i).get_attribute("class") for i in (0, 2, 4, 6, 7)] == ["", "q2", "q3", "n1", "q4"]
+
+
+def test_samples_of_a_running_run_stay_while_steps_come(
+    browse: Open, server: StandIn, service: Service, runs: dict[str, str]
+) -> None:
+    """What the picker says is what is shown; the newest step is a button away."""
+    page = browse().open(f"#/runs/{runs['going']}/samples")
+    expect(page.get_by_text("24 answers of step 34")).to_be_visible()
+    row = recorded("healthy")[34]
+    service.runs[runs["going"]]["metrics"].append(row)
+    service.runs[runs["going"]]["run"]["state"] = "paused"
+    server.tick.set()  # ends the stream, and the page looks again
+    expect(page.get_by_role("button", name="Newest (35)")).to_be_visible()
+    expect(page.get_by_role("combobox", name="Step")).to_have_value("34")
+    page.get_by_role("button", name="Newest (35)").click()
+    expect(page.get_by_text("24 answers of step 35")).to_be_visible()
+    expect(page.get_by_role("combobox", name="Step")).to_have_value("35")
+
+
+def test_evidence_is_shown_wherever_it_lies(browse: Open, service: Service, runs: dict[str, str]) -> None:
+    service.groups = 300  # its sample is the last of 1,200, and the server gives a thousand at once
+    page = browse(height=500).open(f"#/runs/{runs['good']}/samples?step=7&sample=7-299-3")
+    expect(page.get_by_text("The 4 answers to the prompt of sample 7-299-3, of step 7")).to_be_visible()
+    expect(page.get_by_role("article", name="Answer 7-299-3")).to_be_in_viewport()
+    expect(page.get_by_role("article")).to_have_count(4)
+    page.get_by_role("button", name="Show all answers").click()
+    expect(page.get_by_text("1,200 answers of step 7")).to_be_visible()
+
+
+def test_long_prompts_are_shown_whole_only_when_asked(browse: Open, service: Service, runs: dict[str, str]) -> None:
+    service.prompt = "A long story. " * 1000
+    page = browse().open(f"#/runs/{runs['good']}/samples")
+    group = page.get_by_role("region", name="Prompt 0")
+    expect(group.get_by_text("advantage +1.1")).to_be_visible()
+    low = group.bounding_box()
+    group.get_by_role("button", name="Show all, 14,015 characters").click()
+    expect(group.get_by_role("button", name="Show less")).to_be_visible()
+    high = group.bounding_box()
+    assert low
+    assert high
+    assert low["height"] < 700 < high["height"]
 
 
 def test_only_the_curves_that_a_run_has_are_drawn(browse: Open, service: Service) -> None:
@@ -330,3 +272,59 @@ def test_a_server_that_goes_and_comes_back(
     expect(page.get_by_text("the server does not answer; trying again")).to_be_visible()
     page.unroute("**/api/**")
     expect(page.locator(".run-head .state")).to_have_text("paused", timeout=20_000)
+
+
+def test_more_tabs_than_a_browser_has_connections(
+    browse: Open, server: StandIn, service: Service, runs: dict[str, str]
+) -> None:
+    """Six connections to one server are all that a browser opens; a tab that is hidden must hold none of them."""
+    watched = browse()
+    hide = "(hidden) => { window.isHidden = hidden; document.dispatchEvent(new Event('visibilitychange')); }"
+    tabs = [watched.page, *(watched.page.context.new_page() for _ in range(7))]
+    for tab in tabs:
+        tab.add_init_script("Object.defineProperty(document, 'hidden', {get: () => window.isHidden === true})")
+        tab.goto(f"{server.url}/#/runs/{runs['going']}")
+        expect(tab.get_by_text("live", exact=True)).to_be_visible()
+        tab.evaluate(hide, True)
+    row = recorded("healthy")[34]
+    service.runs[runs["going"]]["metrics"].append(row)
+    service.runs[runs["going"]]["run"]["step"] = row["step"]
+    tabs[0].evaluate(hide, False)
+    expect(tabs[0].get_by_text(f"Step {row['step']} of 80")).to_be_visible()
+    expect(tabs[0].get_by_role("img", name=re.compile(r"^Reward, 35 points to step 35"))).to_be_visible()
+
+
+def test_only_what_a_run_allows_is_offered(browse: Open, service: Service, runs: dict[str, str]) -> None:
+    """A run that cannot be paused says so by its actions."""
+    service.allowed = ["stop", "clone"]
+    page = browse().open(f"#/runs/{runs['going']}")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    expect(page.get_by_role("button", name="Clone")).to_be_visible()
+    expect(page.get_by_role("button", name="Pause")).to_have_count(0)
+    expect(page.get_by_role("button", name="Delete")).to_have_count(0)
+    expect(page.get_by_role("link", name="Chat")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("state", "fields", "words"),
+    [
+        ("queued", {"queue": {"position": 2, "reason": "needs 2 GPUs"}}, "The run waits for its turn."),
+        ("queued", {"queue": {"position": 0, "reason": "it is starting"}}, "Models are being loaded"),
+        ("paused", {}, "The run was paused before its first step."),
+        ("running", {}, "Models are being loaded"),
+    ],
+)
+def test_why_there_are_no_curves_yet(
+    browse: Open, service: Service, state: str, fields: dict[str, object], words: str
+) -> None:
+    service.add_run("20260131-1-new", [], state, **fields)
+    expect(browse().open("#/runs/20260131-1-new").get_by_text(words)).to_be_visible()
+
+
+def test_a_comparison_goes_on_without_a_run_that_is_gone(browse: Open, runs: dict[str, str]) -> None:
+    watched = browse()
+    watched.expected = ["404"]
+    page = watched.open(f"#/compare?ids={runs['good']},20260101-gone,{runs['fast']}")
+    expect(page.get_by_text("20260101-gone is not there any more.")).to_be_visible()
+    expect(page.get_by_role("heading", name="Compare 2 runs")).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile("^Reward, 80 points.*good.*fast"))).to_be_visible()

@@ -112,6 +112,31 @@ def test_nothing_is_wider_than_the_screen(browse: Open, runs: dict[str, str], wi
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
 
 
+@pytest.mark.parametrize("width", [761, 780, 799])
+def test_the_table_of_runs_is_not_cut_off(browse: Open, service: Service, runs: dict[str, str], width: int) -> None:
+    """Where it is still a table: its card hides what is wider."""
+    name = "a-very-long-name-that-somebody-gave-a-run-of-his-own-x64charsxx"
+    service.add_run(f"20260131-4-{name}", recorded("healthy")[:10], "paused", name=name)
+    failed = {"type": "TheVeryLongNameOfAnErrorThatSomebodyRaised", "message": "x" * 60}
+    service.add_run("20260131-5-odd", [], "failed", error=failed)
+    page = browse(width=width).open("#/runs")
+    settled(page)
+    expect(page.get_by_text(name).first).to_be_visible()
+    table, card = page.locator("table.runs").bounding_box(), page.locator(".card").bounding_box()
+    assert table
+    assert card
+    assert table["x"] + table["width"] <= card["x"] + card["width"]
+
+
+@pytest.mark.parametrize("width", [320, 360])
+def test_the_clusters_use_is_seen_on_a_phone_too(browse: Open, width: int) -> None:
+    page = browse(width=width).open("#/runs")
+    settled(page)
+    expect(page.get_by_label("Cluster use")).to_be_visible()
+    expect(page.get_by_label("Cluster use")).to_be_in_viewport(ratio=1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_names_that_are_long_or_look_like_markup(browse: Open, service: Service) -> None:
     name = "<img src=x onerror=alert(1)>" + "x" * 300
     service.add_run("20260131-9-odd", recorded("healthy"), "succeeded", name=name)
@@ -199,4 +224,5 @@ def test_an_address_that_is_none(browse: Open) -> None:
     watched = browse()
     watched.expected = ["404"]
     expect(watched.open("#/nowhere").get_by_role("heading", name="There is no such page")).to_be_visible()
+    expect(watched.open("#/runs/100%").get_by_role("heading", name="There is no such run")).to_be_visible()
     expect(watched.open("#/runs/none").get_by_role("heading", name="There is no such run")).to_be_visible()

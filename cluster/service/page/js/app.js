@@ -9,9 +9,14 @@ import { NewRun } from "./views/new.js";
 import { Run } from "./views/run.js";
 import { Runs } from "./views/runs.js";
 
+/** A part of an address; as it stands where it is no encoding of anything. */
+function decoded(part) {
+  try { return decodeURIComponent(part); } catch { return part; }
+}
+
 function address() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
-  return { parts: path.split("/").filter(Boolean).map(decodeURIComponent), query: new URLSearchParams(query || "") };
+  return { parts: path.split("/").filter(Boolean).map(decoded), query: new URLSearchParams(query || "") };
 }
 
 function useAddress() {
@@ -50,7 +55,7 @@ function ClusterMeter() {
   const kinds = ["CPU", "GPU"].filter((kind) => data.resources[kind]?.total);
   return html`<span class="cluster-meter" aria-label="Cluster use">${kinds.map((kind) => {
     const { used, total } = data.resources[kind];
-    return html`<span>${kind} ${percent(used / total)} of ${total}</span>`;
+    return html`<span>${kind} ${percent(used / total)}<span class="total"> of ${total}</span></span>`;
   })}</span>`;
 }
 

@@ -2,7 +2,7 @@
 import { html, useEffect, useState } from "./html.js";
 import { defaultText, parse } from "./schema.js";
 import { getIn, shown } from "./tree.js";
-import { Words } from "./ui.js";
+import { Icon, Words } from "./ui.js";
 
 const NAMES = {
   "algorithm.kl.coef": "KL coefficient", "sampling.n": "Answers for each prompt", "sampling.max_tokens": "Longest answer, in tokens",
@@ -20,22 +20,44 @@ export function problemsAt(problems, path) {
   return problems.filter((problem) => problem.path === path || problem.path.startsWith(`${path}.`));
 }
 
+/** The problems of one field; where a required one's section is missing, the section's too. */
+export function problemsOf(problems, { path, required }) {
+  return problems.filter((problem) => problemsAt([problem], path).length || (required && path.startsWith(`${problem.path}.`)));
+}
+
+/** What is wrong, said beside it. What is only missing is no mistake until somebody has gone past it (`late`). */
+export function Wrong({ problems, id, late = true }) {
+  if (!problems.length) return null;
+  const text = html`<${Words} text=${problems.map((problem) => problem.message).join("; ")} />`;
+  return isMistake(problems, late) ? html`<span class="error" id=${id} role="alert">${text}</span>` : html`<span class="hint" id=${id}>${text}</span>`;
+}
+
+/** What a run may have but seldom should: said calmly, since it may be meant. */
+export function Unusual({ warnings, id }) {
+  return warnings.length > 0 && html`<span class="unusual" id=${id}><${Icon} name="info" /><span><${Words} text=${warnings.map((one) => one.message).join("; ")} /></span></span>`;
+}
+
+export function isMistake(problems, late = true) {
+  return problems.some((problem) => late || !problem.missing);
+}
+
 /** `onChange(path, value)` gets `undefined` where the default is to hold. */
-export function Field({ field, tree, problems, onChange, big }) {
+export function Field({ field, tree, problems, warnings = [], onChange, big }) {
   const { path } = field;
   const value = getIn(tree, path);
-  const wrong = problemsAt(problems, path);
+  const wrong = problemsOf(problems, field);
+  const unusual = problemsAt(warnings, path);
   const id = `f-${path.replaceAll(".", "-")}`;
-  const about = `${id}-hint${wrong.length ? ` ${id}-error` : ""}`;
+  const about = `${id}-hint${wrong.length ? ` ${id}-error` : ""}${unusual.length ? ` ${id}-unusual` : ""}`;
   const common = { id, "aria-describedby": about, "aria-invalid": wrong.length ? "true" : undefined };
   const fallback = defaultText(field);
-  const facts = [field.choices ? "" : field.range, fallback && !field.required && field.kind !== "section" ? `default ${fallback}` : "", big ? "" : path].filter(Boolean).join(" · ");
+  const facts = [field.choices ? "" : field.range, field.recommended ? `recommended ${field.recommended.map(shown).join(" to ")}` : "", fallback && !field.required && field.kind !== "section" ? `default ${fallback}` : "", big ? "" : path].filter(Boolean).join(" · ");
   return html`<div class="field">
     ${field.kind === "switch" || field.kind === "section"
       ? html`<span class="check"><${Switch} field=${field} value=${value} common=${common} onChange=${onChange} /><label for=${id}>${title(path)}</label></span>`
       : html`<label for=${id}>${title(path)}</label><${Input} field=${field} value=${value} common=${common} onChange=${onChange} />`}
     <span class="hint" id="${id}-hint"><${Words} text=${field.help} />${facts && html`<span class="facts-line">${facts}</span>`}</span>
-    ${wrong.length > 0 && html`<span class="error" id="${id}-error" role="alert">${html`<${Words} text=${wrong.map((problem) => problem.message).join("; ")} />`}</span>`}</div>`;
+    <${Unusual} warnings=${unusual} id="${id}-unusual" /><${Wrong} problems=${wrong} id="${id}-error" /></div>`;
 }
 
 function Switch({ field, value, common, onChange }) {

@@ -61,10 +61,10 @@ export function useTheme() {
   return theme;
 }
 
-/** A value kept in the session's storage. */
+/** An object kept in the session's storage; what an older page kept lacks fields, which then have their first value. */
 export function useStored(key, initial) {
   const [value, setValue] = useState(() => {
-    try { return JSON.parse(sessionStorage.getItem(key)) ?? initial; } catch { return initial; }
+    try { return { ...initial, ...JSON.parse(sessionStorage.getItem(key)) }; } catch { return initial; }
   });
   useEffect(() => {
     try { sessionStorage.setItem(key, JSON.stringify(value)); } catch { /* full or forbidden: kept in memory */ }

@@ -57,6 +57,41 @@ export function useLive(id) {
   return { ...state, refresh: useCallback(() => setTurn((old) => old + 1), []) };
 }
 
+/** Resolves once somebody looks: at once, or when the tab is shown again, or when `signal` ends it. */
+function seen(signal) {
+  return new Promise((resolve) => {
+    const look = () => {
+      if (document.hidden && !signal.aborted) return;
+      document.removeEventListener("visibilitychange", look);
+      signal.removeEventListener("abort", look);
+      resolve();
+    };
+    document.addEventListener("visibilitychange", look);
+    signal.addEventListener("abort", look);
+    look();
+  });
+}
+
+/**
+ * The events until the tab is hidden. A browser has six connections to a server for all its tabs together: streams of
+ * tabs that nobody looks at would leave none for the one that is looked at.
+ */
+async function* whileSeen(path, { query, signal }) {
+  const stop = new AbortController();
+  const hide = () => { if (document.hidden || signal.aborted) stop.abort(); };
+  document.addEventListener("visibilitychange", hide);
+  signal.addEventListener("abort", hide);
+  try {
+    hide();
+    yield* events(path, { query, signal: stop.signal });
+  } catch (error) {
+    if (error.name !== "AbortError" || signal.aborted) throw error;
+  } finally {
+    document.removeEventListener("visibilitychange", hide);
+    signal.removeEventListener("abort", hide);
+  }
+}
+
 async function follow(id, signal, set) {
   const at = `/runs/${encodeURIComponent(id)}`;
   let columns = new Columns(), run = null, looked = 0, timer = 0;
@@ -81,14 +116,17 @@ async function follow(id, signal, set) {
   };
   let loaded = false;
   while (!signal.aborted) {
+    await seen(signal);
+    if (signal.aborted) return;
     try {
       await look();
       if (!loaded) { await load(); loaded = true; }
       if (ended(run)) { if (columns.last < (run.step || 0)) await load(); set({ mode: "ended" }); return; }
-      for await (const event of events(`${at}/events`, { query: { since: Math.max(0, columns.last) }, signal })) {
+      for await (const event of whileSeen(`${at}/events`, { query: { since: Math.max(0, columns.last) }, signal })) {
         set({ mode: "live" });
         await take(event);
       }
+      if (document.hidden) continue; // not broken off: it goes on from the last step when the tab is shown
     } catch (error) {
       if (signal.aborted || error.name === "AbortError") return;
       set(error.status && error.status !== 503 ? { error, mode: "waiting" } : { error, mode: "waiting" });
@@ -99,7 +137,7 @@ async function follow(id, signal, set) {
 }
 
 async function poll(at, columns, signal, { set, look, publish, isEnded }) {
-  for (let round = 0; round < ROUNDS && !signal.aborted; round += 1) {
+  for (let round = 0; round < ROUNDS && !signal.aborted && !document.hidden; round += 1) {
     await new Promise((resolve) => setTimeout(resolve, round ? POLL : 600));
     try {
       await look();

@@ -72,7 +72,7 @@ function walk(root, given, path, tree, required) {
 function leaf(node, path, nullable, required) {
   const choices = node.enum || (node.const !== undefined ? [node.const] : null);
   const kind = choices ? "choice" : { boolean: "switch", integer: "number", number: "number", string: "text" }[node.type] || "value";
-  return { path, kind, choices, nullable, node, help: oneLine(node.description), default: node.default, required: required && !("default" in node), range: range(node, nullable) };
+  return { path, kind, choices, nullable, node, help: oneLine(node.description), default: node.default, required: required && !("default" in node), range: range(node, nullable), recommended: node.recommended };
 }
 
 function range(node, nullable) {

@@ -1,6 +1,8 @@
 /** Small parts of every view: icons, states, notices, dialogs, code to copy. */
+import { count } from "./format.js";
 import { html, useEffect, useRef, useState } from "./html.js";
 
+const LONG_TURN = { letters: 1200, lines: 16 };
 const PATHS = {
   check: "M5 12.500l4.500 4.500L19 7.500",
   cross: "M6 6l12 12M18 6L6 18",
@@ -108,8 +110,15 @@ export function Tabs({ tabs, current, label }) {
   )}</nav>`;
 }
 
-export function Talk({ messages }) {
-  return html`<div class="talk">${messages.map(
-    (turn) => html`<div class="turn ${turn.role}"><span class="who">${turn.role}</span>${turn.content}</div>`,
-  )}</div>`;
+/** Turns of a conversation; of a long one the beginning, unless it is to be `whole`. */
+export function Talk({ messages, whole = false }) {
+  return html`<div class="talk">${messages.map((turn, i) => html`<${Turn} key=${i} turn=${turn} atFirst=${whole} />`)}</div>`;
+}
+
+function Turn({ turn, atFirst }) {
+  const [whole, setWhole] = useState(atFirst);
+  const text = String(turn.content ?? ""); // null beside tool calls; another type in a line that is no record
+  const long = text.length > LONG_TURN.letters || text.split("\n", LONG_TURN.lines + 1).length > LONG_TURN.lines;
+  return html`<div class="turn ${turn.role}"><span class="who">${turn.role}</span><div class=${long && !whole ? "begun" : ""}>${text}</div>
+    ${long && !atFirst && html`<${Button} slim kind="quiet" aria-expanded=${whole ? "true" : "false"} onClick=${() => setWhole(!whole)}>${whole ? "Show less" : `Show all, ${count(text.length, "character")}`}<//>`}</div>`;
 }

@@ -1,10 +1,10 @@
 /** Several runs on one plot a metric, and where their settings differ. */
 import { request } from "../api.js";
-import { number } from "../format.js";
+import { count, number } from "../format.js";
 import { Chart } from "../chart.js";
 import { html, useMemo } from "../html.js";
 import { useResource, useTitle } from "../hooks.js";
-import { Empty, Failure, Loading, State } from "../ui.js";
+import { Empty, Failure, Loading, Notice, State } from "../ui.js";
 import { leaves, shown } from "../tree.js";
 
 const METRICS = [
@@ -15,22 +15,28 @@ const POINTS = 1500;
 
 async function load(ids, signal) {
   const keys = METRICS.map(([key]) => key);
-  return Promise.all(ids.map(async (id) => {
+  const asked = await Promise.allSettled(ids.map(async (id) => {
     const at = `/runs/${encodeURIComponent(id)}`;
     const [details, metrics] = await Promise.all([request(at, { signal }), request(`${at}/metrics`, { query: { format: "columns", points: POINTS, keys }, signal })]);
     return { ...details, metrics };
   }));
+  const failed = asked.flatMap(({ reason }, i) => (reason ? [{ id: ids[i], error: reason }] : []));
+  const other = failed.find(({ error }) => error.status !== 404);
+  if (other) throw other.error;
+  return { runs: asked.flatMap(({ value }) => value || []), missing: failed.map(({ id }) => id) };
 }
 
 export function Compare({ ids }) {
   useTitle("Compare");
-  const { data, error, reload } = useResource((signal) => load(ids, signal), [ids], { poll: 10000 });
+  const { data: found, error, reload } = useResource((signal) => load(ids, signal), [ids], { poll: 10000 });
+  const data = found?.runs;
   const charts = useMemo(() => (data ? METRICS.map(([key, title]) => ({ title, ...joined(data, key) })).filter((chart) => chart.lines.length) : []), [data]);
   if (!ids.length) return html`<${Empty} title="Nothing to compare"><p>Pick runs in the <a href="#/runs">list</a>.</p><//>`;
-  return html`<div class="stack wide"><h1>Compare ${ids.length} runs</h1>
+  return html`<div class="stack wide"><h1>Compare ${count((data || ids).length, "run")}</h1>
     ${error && html`<${Failure} error=${error} again=${reload} />`}
     ${!data && !error && html`<${Loading} lines=${4} height=${120} />`}
-    ${data && html`<div class="card flush"><table class="cards"><thead><tr><th scope="col">Run</th><th scope="col">State</th><th scope="col" class="number">Step</th><th scope="col" class="number">Reward</th><th scope="col" class="number">KL</th></tr></thead>
+    ${found?.missing.length > 0 && html`<${Notice} kind="warn">${found.missing.map((id, i) => html`${i ? ", " : ""}<code>${id}</code>`)} ${found.missing.length === 1 ? "is" : "are"} not there any more.<//>`}
+    ${data?.length > 0 && html`<div class="card flush"><table class="cards"><thead><tr><th scope="col">Run</th><th scope="col">State</th><th scope="col" class="number">Step</th><th scope="col" class="number">Reward</th><th scope="col" class="number">KL</th></tr></thead>
       <tbody>${data.map(({ run, metrics }, index) => html`<tr><td class="bare" data-label=""><span class="key"><span class="dot b${(index % 6) + 1}"></span> <a href="#/runs/${encodeURIComponent(run.id)}">${label(run)}</a></span></td><td data-label="State"><${State} state=${run.state} /></td>
         <td class="number" data-label="Step">${number(run.step)}</td><td class="number" data-label="Reward">${number(end(metrics, "reward/mean"))}</td><td class="number" data-label="KL">${number(end(metrics, "kl/mean"))}</td></tr>`)}</tbody></table></div>
       ${charts.length === 0 ? html`<${Empty} title="No numbers yet"><p>None of these runs has recorded a step.</p><//>` : html`<div class="curves">${charts.map((chart) => html`<${Chart} key=${chart.title} sync="compare" ...${chart} />`)}</div>`}

@@ -1,9 +1,11 @@
 /** Step 2: the prompts. Upload, verdict, first rows, lengths, problems by line. */
-import { request, upload } from "../api.js";
+import { request } from "../api.js";
 import { ago, bytes, count, number } from "../format.js";
-import { html, useRef, useState } from "../html.js";
+import { Wrong } from "../field.js";
+import { html, useEffect, useRef, useState } from "../html.js";
 import { useResource } from "../hooks.js";
-import { Button, Code, Failure, Icon, Loading, Meter, Notice, Talk, Words } from "../ui.js";
+import { Button, Code, Dialog, Failure, Icon, Loading, Meter, Notice, Talk, Words } from "../ui.js";
+import { ACCEPTED, remove, startUpload, stopUpload, useUpload } from "../uploading.js";
 import { Foot, stepOf } from "./new.js";
 
 export const FORMATS = {
@@ -21,38 +23,23 @@ const EXAMPLE = `{"prompt": "Write a haiku about coding."}
 {"messages": [{"role": "system", "content": "You are a coding expert."},
               {"role": "user", "content": "Explain recursion simply."}]}`;
 
-export function DataStep({ draft, setDraft, change, service, problems }) {
+export function DataStep({ draft, setDraft, change, service, problems, late }) {
   const sets = useResource((signal) => request("/datasets", { query: { limit: 20 }, signal }), []);
-  const [work, setWork] = useState(null); // {name, share, abort}
-  const [error, setError] = useState(null);
+  const { work, error } = useUpload();
+  useEffect(() => { if (!work) sets.reload(); }, [work === null]);
   const pick = (dataset) => {
     setDraft((old) => ({ ...old, dataset: dataset.id }));
     change("data.prompts", dataset.path);
   };
-  const send = async (file) => {
-    setError(null);
-    if (file.size > service.upload_limit_bytes) {
-      setError({ message: `${file.name} has ${bytes(file.size)}, the limit is ${bytes(service.upload_limit_bytes)}.` });
-      return;
-    }
-    const sending = upload(file, (share) => setWork((old) => old && { ...old, share }));
-    setWork({ name: file.name, share: 0, abort: sending.abort });
-    try {
-      pick(await sending.promise);
-      sets.reload();
-    } catch (problem) {
-      if (problem.code !== "aborted") setError(problem);
-    }
-    setWork(null);
-  };
   const chosen = draft.tree.data?.prompts;
   const wrong = problems.filter((p) => stepOf(p.path) === "data");
   return html`<div class="stack wide">
-    <${Drop} onFile=${send} work=${work} limit=${service.upload_limit_bytes} />
+    <${Drop} onFile=${(file) => startUpload(file, service.upload_limit_bytes)} work=${work} limit=${service.upload_limit_bytes} />
+    ${!chosen && html`<${Wrong} problems=${wrong} late=${late} />`}
     ${error && html`<${Failure} error=${error} />`}
     ${sets.error && html`<${Failure} error=${sets.error} again=${sets.reload} />`}
     ${draft.dataset && chosen && html`<${Dataset} key=${draft.dataset} id=${draft.dataset} model=${draft.tree.policy?.model} limit=${draft.tree.data?.max_prompt_tokens ?? 1024}
-      strip=${draft.tree.data?.strip_responses} change=${change} onGone=${() => { setDraft((old) => ({ ...old, dataset: null })); change("data.prompts", undefined); sets.reload(); }} />`}
+      strip=${draft.tree.data?.strip_responses} skip=${draft.tree.data?.skip_invalid} change=${change} onGone=${() => { setDraft((old) => ({ ...old, dataset: null })); change("data.prompts", undefined); sets.reload(); }} />`}
     ${draft.dataset && chosen && wrong.length > 0 && html`<${Notice} kind="bad" title="A run would refuse it"><ul>${wrong.slice(0, 10).map((p) => html`<li><${Words} text=${p.message} /></li>`)}</ul><//>`}
     ${sets.data?.datasets.length > 0 && html`<${Earlier} sets=${sets.data} chosen=${draft.dataset} pick=${pick} />`}
     <${Elsewhere} chosen=${draft.dataset ? "" : chosen} problems=${wrong}
@@ -71,37 +58,68 @@ function Drop({ onFile, work, limit }) {
   };
   return html`<section class="drop ${over ? "over" : ""}" aria-label="Upload prompts" onDragOver=${(e) => { e.preventDefault(); setOver(true); }} onDragLeave=${() => setOver(false)} onDrop=${drop}>
     <${Icon} name="upload" />
-    ${work ? html`<div class="stack tight grow" role="status"><strong>${work.share < 1 ? `Uploading ${work.name}` : `Reading ${work.name}`}</strong>
-        <${Meter} value=${Math.round(work.share * 100)} of=${100} label="Upload" /><span class="muted small">${work.share < 1 ? `${Math.round(work.share * 100)} %` : "Every line is checked."}</span>
-        <${Button} slim onClick=${work.abort}>Stop<//></div>`
+    ${work ? html`<div class="stack tight grow" role="status"><strong>${doing(work)} ${work.name}</strong>
+        <${Meter} value=${Math.round(work.share * 100)} of=${100} label="Upload" /><span class="muted small">${work.share < 1 ? `${Math.round(work.share * 100)} %` : work.stopping ? "It is removed as soon as it is read." : "Every line is checked."}</span>
+        <${Button} slim disabled=${work.stopping} onClick=${stopUpload}>Stop<//></div>`
       : html`<h2>Drop a file of prompts here</h2><p class="muted">.jsonl, .jsonl.gz or .parquet, up to ${bytes(limit)}. Without answers: the model writes them.</p>
         <${Button} kind="primary" onClick=${() => input.current.click()}>Choose a file<//>`}
-    <input ref=${input} class="hidden-text" type="file" tabindex="-1" aria-label="File of prompts" accept=".jsonl,.gz,.parquet,.json"
+    <input ref=${input} class="hidden-text" type="file" tabindex="-1" aria-label="File of prompts" accept=${ACCEPTED}
       onChange=${(e) => { const file = e.target.files[0]; e.target.value = ""; if (file) onFile(file); }} />
   </section>`;
 }
 
-function Dataset({ id, model, limit, strip, change, onGone }) {
+function doing(work) {
+  return work.stopping ? "Stopping" : work.share < 1 ? "Uploading" : "Reading";
+}
+
+function Dataset({ id, model, limit, strip, skip, change, onGone }) {
   const at = `/datasets/${encodeURIComponent(id)}`;
   const { data, error, reload } = useResource((signal) => request(at, { query: { rows: 5 }, signal }), [id]);
   if (error?.status === 404) return html`<${Notice} kind="warn">This upload is no longer on the server. <a href="#/new/data" onClick=${onGone}>Choose another</a><//>`;
   if (error) return html`<${Failure} error=${error} again=${reload} />`;
   if (!data) return html`<${Loading} lines=${3} />`;
-  const usable = data.ready || (data.format === "sft" && strip);
   const name = FORMATS[data.format] || data.format;
-  const remove = async () => { try { await request(at, { method: "DELETE" }); onGone(); } catch { reload(); } };
+  const bad = badLines(data);
+  const fits = data.format === "rlhf-online" || (data.format === "sft" && strip);
+  const usable = data.ready || (fits && !bad.whole && (bad.lines === 0 || skip));
+  const left = bad.lines > 0 && skip;
   return html`<section class="card stack wide" aria-label="The dataset">
     <div class="row between top"><div class="verdict ${usable ? "" : "bad"}"><span class="sign"><${Icon} name=${usable ? "check" : "alert"} /></span>
       <div role="status"><h2>${name}, ${count(data.records, "prompt")}, ${usable ? "ready" : "not ready"}</h2>
       <p class="muted">${data.name} · ${bytes(data.bytes)}${data.duplicates ? ` · ${count(data.duplicates, "repeated prompt")}` : ""}</p></div></div>
-      <${Button} slim kind="quiet" onClick=${remove}>Remove<//></div>
-    ${!usable && html`<${Notice} kind="warn" title="What to do"><${Words} text=${data.advice || ADVICE[data.format]} />
+      <${Removal} dataset=${data} onGone=${onGone} /></div>
+    ${usable && left && html`<${Notice}>${badWords(bad)} left out and written to the run's rejected.jsonl. <${Button} slim onClick=${() => change("data.skip_invalid", undefined)}>Take that back<//><//>`}
+    ${!usable && !fits && html`<${Notice} kind="warn" title="What to do"><${Words} text=${data.advice || ADVICE[data.format]} />
       ${data.format === "sft" && html`<p><${Button} slim onClick=${() => change("data.strip_responses", true)}>Use the prompts only<//></p>`}<//>`}
-    ${!usable && data.format !== "sft" && html`<div class="stack tight"><h3>What lines look like</h3><${Code} text=${EXAMPLE} label="example lines" wrap /></div>`}
+    ${!usable && fits && html`<${Notice} kind="warn" title="What to do">${bad.whole ? "Mend the file and upload it again." : html`Mend the file and upload it again, or train without ${badWords(bad, "")}.
+      <p><${Button} slim onClick=${() => change("data.skip_invalid", true)}>Leave bad lines out<//></p>`}<//>`}
+    ${!usable && !fits && data.format !== "sft" && html`<div class="stack tight"><h3>What lines look like</h3><${Code} text=${EXAMPLE} label="example lines" wrap /></div>`}
     ${data.problems_total > 0 && html`<${Problems} data=${data} />`}
     ${data.rows?.length > 0 && html`<div class="stack tight"><h3>First rows</h3><div class="stack">${data.rows.map((row) => (row.messages ? html`<${Talk} messages=${row.messages} />` : html`<p class="small error-text">line ${row.line}: ${row.problem}</p>`))}</div></div>`}
     ${usable && model && html`<${Lengths} at=${at} model=${model} limit=${limit} />`}
   </section>`;
+}
+
+/** How many lines a run would refuse (`more`: at least), and whether the file as a whole has a fault that no line has. */
+function badLines(data) {
+  const errors = data.problems.filter((p) => p.severity === "error");
+  const lines = new Set(errors.map((p) => p.line).filter((line) => line !== null && line !== undefined)).size;
+  return { lines, more: data.problems_total > data.problems.length, whole: data.format !== "sft" && errors.some((p) => p.line === null || p.line === undefined) };
+}
+
+function badWords({ lines, more }, verb = lines === 1 ? " is" : " are") {
+  return `${more ? "at least " : ""}${count(lines, "bad line")}${verb}`;
+}
+
+function Removal({ dataset, onGone }) {
+  const [asking, setAsking] = useState(false);
+  const [error, setError] = useState(null);
+  const close = () => { setAsking(false); setError(null); };
+  const go = async () => { try { await remove(dataset.id); onGone(); } catch (problem) { setError(problem); } };
+  return html`<${Button} slim kind="quiet" onClick=${() => setAsking(true)}>Remove<//>
+    ${asking && html`<${Dialog} title="Remove ${dataset.name}?" onClose=${close}><p>The upload is deleted from the server. A run that has read it can then neither be resumed nor cloned with it.</p>
+      ${error && html`<${Failure} error=${error} />`}
+      <div class="actions"><${Button} onClick=${close}>Keep it<//><${Button} kind="danger" onClick=${go}>Remove<//></div><//>`}`;
 }
 
 function Problems({ data }) {
@@ -136,5 +154,5 @@ function Elsewhere({ chosen, onPick, problems }) {
     <input id="data-path" type="text" autocomplete="off" spellcheck=${false} value=${text} onInput=${(e) => { setText(e.target.value); onPick(e.target.value.trim()); }}
       aria-invalid=${text && problems.length ? "true" : undefined} aria-describedby="data-path-hint" />
     <span id="data-path-hint" class="hint">It must lie in a folder that the server allows (<code>rlhf serve --data DIR</code>).</span>
-    ${text && problems.length > 0 && html`<span class="error" role="alert">${problems.map((p) => p.message).join("; ")}</span>`}</div></details>`;
+    ${text && html`<${Wrong} problems=${problems} id="data-path-error" />`}</div></details>`;
 }

@@ -41,6 +41,14 @@ function held(series) {
     .map((line, colour) => ({ ...line, colour }));
 }
 
+/** Why there are no curves yet. */
+function before(run) {
+  if (ended(run)) return "The run ended before its first step.";
+  if (run.state === "paused") return "The run was paused before its first step. It begins when it is resumed.";
+  if (run.state === "queued" && run.queue?.position !== 0) return "The run waits for its turn. The curves begin with its first step.";
+  return "Models are being loaded and the first answers written. The curves begin with the first step.";
+}
+
 export function Curves({ columns, run }) {
   const charts = useMemo(() => {
     const { series, step } = columns;
@@ -52,9 +60,7 @@ export function Curves({ columns, run }) {
     }
     return made.filter((chart) => chart.lines.length).map((chart) => ({ ...chart, steps: step }));
   }, [columns]);
-  if (!charts.length) {
-    return html`<${Empty} title=${ended(run) ? "No step was recorded" : "No step yet"}><p>${ended(run) ? "The run ended before its first step." : "Models are being loaded and the first answers written. The curves begin with the first step."}</p><//>`;
-  }
+  if (!charts.length) return html`<${Empty} title=${ended(run) ? "No step was recorded" : "No step yet"}><p>${before(run)}</p><//>`;
   return html`<div class="curves">${charts.map((chart) => html`<${Chart} key=${chart.title} sync="run" ...${chart} />`)}</div>
     <p class="small muted">Drag over a curve to look closer; double-click to see all of it.</p>`;
 }

@@ -1,7 +1,7 @@
 /** What the model wrote: by step, with search and sort; groups, scores, advantages, KL of each token as colour. */
 import { request } from "../api.js";
 import { number } from "../format.js";
-import { html, useEffect, useMemo, useState } from "../html.js";
+import { html, useEffect, useMemo, useRef, useState } from "../html.js";
 import { useResource, useSettled } from "../hooks.js";
 import { Button, Empty, Failure, Loading, Talk } from "../ui.js";
 
@@ -18,33 +18,54 @@ export function Samples({ id, known, query }) {
   const [sort, setSort] = useState("group");
   const [order, setOrder] = useState("desc");
   const [shown, setShown] = useState(PAGE);
+  const [only, setOnly] = useState(query.get("sample")); // its group alone is shown: it may be any of thousands
   const q = useSettled(text);
   const steps = known[kind] || [];
   const chosen = step ?? steps.at(-1);
+  useEffect(() => { if (step === null && chosen !== undefined) setStep(chosen); }, [step, chosen]); // stays while others come
   useEffect(() => setShown(PAGE), [kind, chosen, q, sort, order]);
-  const ask = { kind, step: step ?? undefined, q, limit: shown, offset: 0, ...(sort === "group" ? {} : { sort, order }) };
-  const { data, error, loading, reload } = useResource((signal) => (steps.length ? request(at, { query: ask, signal }) : Promise.resolve(null)), [at, ask, steps.length > 0]);
+  const pick = (next) => { setStep(next); setOnly(null); };
+  const ask = { kind, step: chosen, q, limit: shown, offset: 0, ...(sort === "group" ? {} : { sort, order }) };
+  const { data, error, loading, reload } = useResource((signal) => (!steps.length ? Promise.resolve(null) : only ? groupOf(at, { kind, step: chosen }, only, signal) : request(at, { query: ask, signal })), [at, ask, only, steps.length > 0]);
   const [kept, setKept] = useState(null);
   useEffect(() => { if (data) setKept(data); }, [data]);
-  const marked = query.get("sample");
   if (!known.step.length && !known.eval.length) return html`<${Empty} title="No samples yet"><p>Every answer of a step is kept here, with its scores (logging.samples_every).</p><//>`;
   const page = data || kept;
   return html`<div class="stack">
     <div class="filters">
-      ${known.eval.length > 0 && html`<div class="chips" role="group" aria-label="Kind">${[["step", "Training"], ["eval", "Evaluation"]].map(([one, title]) => html`<button type="button" class="chip" aria-pressed=${kind === one} onClick=${() => { setKind(one); setStep(null); }}>${title}</button>`)}</div>`}
-      <${StepPicker} steps=${steps} chosen=${chosen} onPick=${setStep} />
-      <input type="search" class="inline" placeholder="Search prompts and answers" aria-label="Search prompts and answers" value=${text} onInput=${(e) => setText(e.target.value)} />
-      <label class="check">Sort by <select class="inline" value=${sort} onChange=${(e) => setSort(e.target.value)}>
+      ${known.eval.length > 0 && html`<div class="chips" role="group" aria-label="Kind">${[["step", "Training"], ["eval", "Evaluation"]].map(([one, title]) => html`<button type="button" class="chip" aria-pressed=${kind === one} onClick=${() => { setKind(one); pick(null); }}>${title}</button>`)}</div>`}
+      <${StepPicker} steps=${steps} chosen=${chosen} onPick=${pick} />
+      ${!only && html`<input type="search" class="inline" placeholder="Search prompts and answers" aria-label="Search prompts and answers" value=${text} onInput=${(e) => setText(e.target.value)} />
+        <label class="check">Sort by <select class="inline" value=${sort} onChange=${(e) => setSort(e.target.value)}>
         ${["group", "reward", "advantage", "tokens", ...(page?.rewards || [])].map((one) => html`<option value=${one} selected=${sort === one}>${one}</option>`)}</select></label>
-      ${sort !== "group" && html`<${Button} slim onClick=${() => setOrder(order === "desc" ? "asc" : "desc")}>${order === "desc" ? "Highest first" : "Lowest first"}<//>`}
+        ${sort !== "group" && html`<${Button} slim onClick=${() => setOrder(order === "desc" ? "asc" : "desc")}>${order === "desc" ? "Highest first" : "Lowest first"}<//>`}`}
     </div>
     ${error && html`<${Failure} error=${error} again=${reload} />`}
     ${!page && loading && html`<${Loading} lines=${3} height=${140} />`}
     ${!steps.length && html`<${Empty} title="None of this kind" />`}
-    ${page && steps.length > 0 && html`<p class="small muted" role="status">${number(page.total)} answers of ${page.kind === "eval" ? "the evaluation at " : ""}step ${number(page.step)}</p>
-      ${page.samples.length === 0 ? html`<${Empty} title="Nothing fits"><p>No prompt and no answer holds this text.</p><//>` : html`<${Groups} page=${page} at=${at} grouped=${sort === "group"} marked=${marked} />`}
-      ${page.total > page.samples.length && html`<div class="row">${shown < MOST && html`<${Button} disabled=${loading} onClick=${() => setShown(Math.min(shown + PAGE, MOST))}>Show more<//>`}<span class="small muted">${page.samples.length} of ${number(page.total)}${shown < MOST ? "" : "; search or sort to see others"}</span></div>`}`}
+    ${page && steps.length > 0 && html`<${Told} page=${page} only=${only} onAll=${() => setOnly(null)} />
+      ${page.samples.length === 0 ? (only ? "" : html`<${Empty} title="Nothing fits"><p>No prompt and no answer holds this text.</p><//>`)
+        : html`<${Groups} page=${page} at=${at} grouped=${only !== null || sort === "group"} marked=${only} />`}
+      ${!only && page.total > page.samples.length && html`<div class="row">${shown < MOST && html`<${Button} disabled=${loading} onClick=${() => setShown(Math.min(shown + PAGE, MOST))}>Show more<//>`}<span class="small muted">${page.samples.length} of ${number(page.total)}${shown < MOST ? "" : "; search or sort to see others"}</span></div>`}`}
   </div>`;
+}
+
+/** What is shown of which step. */
+function Told({ page, only, onAll }) {
+  const where = `${page.kind === "eval" ? "the evaluation at " : ""}step ${number(page.step)}`;
+  if (!only) return html`<p class="small muted" role="status">${number(page.total)} answers of ${where}</p>`;
+  const words = page.samples.length ? `The ${number(page.samples.length)} answers to the prompt of sample ${only}, of ${where}` : `${where} has no sample ${only}`;
+  return html`<div class="row"><p class="small muted" role="status">${words}</p><${Button} slim onClick=${onAll}>Show all answers<//></div>`;
+}
+
+/** The page of one sample's group; without samples where the step does not have it. */
+async function groupOf(at, query, id, signal) {
+  for (let offset = 0; ; offset += MOST) {
+    const page = await request(at, { query: { ...query, limit: MOST, offset }, signal });
+    const found = page.samples.find((sample) => sample.id === id);
+    if (found) return request(at, { query: { ...query, group: found.group, limit: MOST }, signal });
+    if (offset + MOST >= page.total) return { ...page, samples: [] };
+  }
 }
 
 function StepPicker({ steps, chosen, onPick }) {
@@ -55,7 +76,8 @@ function StepPicker({ steps, chosen, onPick }) {
     <label class="check">Step ${steps.length > MOST_OPTIONS
       ? html`<${StepField} chosen=${chosen} onChange=${pick} />`
       : html`<select class="inline" onChange=${pick}>${steps.map((one) => html`<option value=${one} selected=${one === chosen}>${one}</option>`)}</select>`}</label>
-    <${Button} slim disabled=${place < 0 || place >= steps.length - 1} onClick=${() => onPick(steps[place + 1])} aria-label="Later step">›<//></div>`;
+    <${Button} slim disabled=${place < 0 || place >= steps.length - 1} onClick=${() => onPick(steps[place + 1])} aria-label="Later step">›<//>
+    ${place < steps.length - 1 && html`<${Button} slim onClick=${() => onPick(steps.at(-1))}>Newest (${number(steps.at(-1))})<//>`}</div>`;
 }
 
 function StepField({ chosen, onChange }) {
@@ -77,11 +99,13 @@ function Groups({ page, at, grouped, marked }) {
 
 function Answer({ sample, page, at, marked }) {
   const [open, setOpen] = useState(marked);
+  const box = useRef(null);
+  useEffect(() => { if (marked) box.current.scrollIntoView({ block: "center" }); }, [marked]);
   const names = page.rewards.filter((name) => page.samples.some((one) => one.rewards[name] !== one.reward)); // not the total again
   const direction = sample.advantage > 0.05 ? "up" : sample.advantage < -0.05 ? "down" : "";
-  return html`<article class="answer" aria-label="Answer ${sample.id}">
+  return html`<article class="answer ${marked ? "marked" : ""}" ref=${box} aria-label="Answer ${sample.id}">
     <div class="scores">${sample.valid ? html`<span>reward <b>${number(sample.reward)}</b></span>` : html`<span class="state failed">no score</span>`}
-      ${sample.advantage !== null && html`<span class="adv ${direction}" title="advantage">${sample.advantage > 0 ? "+" : ""}${number(sample.advantage)}</span>`}
+      ${sample.advantage !== null && html`<span class="adv ${direction}">advantage ${sample.advantage > 0 ? "+" : ""}${number(sample.advantage)}</span>`}
       ${names.map((name) => html`<span>${name} <b>${number(sample.rewards[name])}</b></span>`)}</div>
     ${open ? html`<${Tokens} sample=${sample} page=${page} at=${at} />` : html`<div class="text" tabindex="0">${sample.completion || html`<span class="muted">(empty)</span>`}</div>`}
     <div class="row between"><span class="small muted">${number(sample.tokens)} tokens${sample.finish_reason === "length" ? ", cut off" : ""} · ${sample.id}</span>
