@@ -43,12 +43,15 @@ class ListQuery(BaseModel):
     q: str = Field(default="", max_length=500)
 
 
+IdempotencyKey = Annotated[str | None, Header(max_length=255)]
+
+
 @router.post("", status_code=201, responses={200: {"model": RunAnswer}})
 async def make(
     parts: Using,
     tree: Annotated[dict[str, Any], Body(description="A config; GET /api/v1/schema/config has its schema.")],
     response: Response,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> RunAnswer:
     """Put a new run into the queue."""
     check_tree(tree)
@@ -97,12 +100,19 @@ async def resume(parts: Using, run_id: RunId) -> RunAnswer:
     return RunAnswer(run=resume_run(parts, run_id))
 
 
-@router.post("/{run_id}/clone", status_code=201)
-async def clone(parts: Using, run_id: RunId, wanted: Clone | None = None) -> RunAnswer:
+@router.post("/{run_id}/clone", status_code=201, responses={200: {"model": RunAnswer}})
+async def clone(
+    parts: Using,
+    run_id: RunId,
+    response: Response,
+    wanted: Clone | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> RunAnswer:
     """A new run with this one's config and some changes."""
     wanted = wanted or Clone()
     source, tree = changed_config(parts, run_id, wanted.changes, wanted.name)
-    run, _ = await create(parts, tree, key=None, trusted=source)
+    run, new = await create(parts, tree, key=idempotency_key, trusted=source)
+    response.status_code = 201 if new else 200
     return RunAnswer(run=run)
 
 

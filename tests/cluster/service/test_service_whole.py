@@ -209,7 +209,9 @@ def test_a_chat_with_the_model_and_its_base(service: Service, finished: str) -> 
 def test_a_run_outlives_the_service_waits_pauses_and_goes_on(service: Service, finished: str) -> None:
     changes = {"train.steps": 5000, "checkpoint.every": 1000}
     going = service.post(f"/runs/{finished}/clone", 201, json={"changes": changes, "name": "long"})["run"]["id"]
-    waiting = service.post(f"/runs/{finished}/clone", 201, json={"name": "next"})["run"]["id"]
+    again = {"json": {"name": "next"}, "headers": {"Idempotency-Key": "next"}}
+    waiting = service.post(f"/runs/{finished}/clone", 201, **again)["run"]["id"]
+    assert service.post(f"/runs/{finished}/clone", 200, **again)["run"]["id"] == waiting
     service.until(going, lambda run: run["step"] >= 2)
     queue = service.get("/cluster")["queue"]
     assert [(entry["id"], entry["position"]) for entry in queue] == [(waiting, 1)]

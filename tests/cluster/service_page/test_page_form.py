@@ -83,7 +83,7 @@ def test_an_edited_clone_keeps_what_the_page_cannot_see(browse: Open, service: S
     """A run's secrets are shown as ***, and only a clone may keep them: it is planned and started as changes."""
     rewards = [
         {"type": "model", "model": "/srv/models/preference-rm"},
-        {"type": "function", "path": "/home/anna/rules.py:short"},
+        {"type": "function", "path": "/srv/elsewhere/rules.py:short"},
         {"type": "http", "url": "https://me:pass@judge/score"},
     ]
     fast = config_tree(name="fast", rewards=rewards, train={"steps": 12, "learning_rate": 5e-4})

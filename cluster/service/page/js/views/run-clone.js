@@ -1,7 +1,7 @@
 /** Cloning a run: what changes, what is wrong with it, start; or everything in the form first. */
-import { request } from "../api.js";
+import { newKey, request } from "../api.js";
 import { isBegun, storeClone, storedDraft } from "../draft.js";
-import { html, useState } from "../html.js";
+import { html, useMemo, useState } from "../html.js";
 import { useResource } from "../hooks.js";
 import { Button, Dialog, Failure, Loading, Notice } from "../ui.js";
 import { setIn, shown } from "../tree.js";
@@ -14,11 +14,12 @@ export function CloneDialog({ details, changes, onClose }) {
   const [replacing, setReplacing] = useState(false); // a draft, which has been said
   const plan = useResource((signal) => request(`${at}/clone/plan`, { method: "POST", body: { changes }, signal }), [at, changes]);
   const problems = plan.data?.problems || [];
+  const key = useMemo(newKey, [at, changes, name]); // sent twice, it makes one run
   const start = async () => {
     setBusy(true);
     setError(null);
     try {
-      const { run } = await request(`${at}/clone`, { method: "POST", body: { changes, name } });
+      const { run } = await request(`${at}/clone`, { method: "POST", body: { changes, name }, extra: { "Idempotency-Key": key } });
       onClose();
       location.hash = `#/runs/${encodeURIComponent(run.id)}`;
     } catch (problem) {
