@@ -44,7 +44,7 @@ def check_file(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The report on one prompt file."""
     from trainers.data.check import CheckOptions, check
 
-    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
+    _limit_memory(_MOST_MEMORY)
     try:
         return check(arguments["path"], CheckOptions()).as_json()
     except MemoryError:
@@ -59,7 +59,7 @@ def rows(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     from cluster.service.rows import read_rows
 
-    _limit_memory()
+    _limit_rows_memory()
     path = Path(arguments["path"])
     try:
         return read_rows(path, count=arguments["count"], offset=arguments["offset"])
@@ -71,11 +71,15 @@ def rows(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 @cache
-def _limit_memory() -> None:
+def _limit_rows_memory() -> None:
     """From now on this process may take `_ROWS_MEMORY` more: libraries and their threads have taken theirs by then."""
     taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    _limit_memory(taken + _ROWS_MEMORY)
+
+
+def _limit_memory(most: int) -> None:
+    """Bound this process's address space, within what the operator has set."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = taken + _ROWS_MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
