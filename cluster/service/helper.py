@@ -52,8 +52,9 @@ class Helper:
     async def stream(
         self, work: str, arguments: Mapping[str, Any], *, deadline_s: float
     ) -> AsyncGenerator[tuple[str, Any], None]:
-        """("piece", value) as they come, then ("result", value). Leaving early ends the process's work."""
-        async with self._turn:
+        """("piece", value) as they come, then ("result", value). Leaving early ends the process's work. The deadline is
+        that of the wait for others' work, and then that of this one."""
+        async with self._taking_turns(work, deadline_s):
             self._keep()
             whole = False
             try:
@@ -73,6 +74,20 @@ class Helper:
                     self._rest()
                 else:
                     await self.close()
+
+    @contextlib.asynccontextmanager
+    async def _taking_turns(self, work: str, deadline_s: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise ApiError(
+                503, "deadline", f"{work} waited longer than {deadline_s:g} s for what came before"
+            ) from None
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     async def close(self) -> None:
         """End the process, if there is one."""

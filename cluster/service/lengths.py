@@ -10,6 +10,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from cluster.service.errors import ApiError
 from cluster.service.helper import Helper
 
 LENGTHS_S = 600.0
@@ -28,14 +29,18 @@ class Lengths:
     async def count(self, path: str, *, model: str, max_prompt_tokens: int) -> dict[str, Any]:
         """The report on an upload, whose file never changes. Raises UserError, and ApiError past the deadline."""
         key = (path, model, max_prompt_tokens, _versions(Path(model)))
-        async with self._turn:  # who asks for the same meanwhile finds it
-            if key not in self._reports:
-                arguments = {"path": path, "model": model, "max_prompt_tokens": max_prompt_tokens}
-                self._reports[key] = await self._helper.call("lengths", arguments, deadline_s=LENGTHS_S)
-            self._reports.move_to_end(key)
-            while len(self._reports) > _KEPT:
-                self._reports.popitem(last=False)
-            return self._reports[key]
+        try:
+            async with asyncio.timeout(LENGTHS_S), self._turn:  # who asks for the same meanwhile finds it
+                if key not in self._reports:
+                    arguments = {"path": path, "model": model, "max_prompt_tokens": max_prompt_tokens}
+                    self._reports[key] = await self._helper.call("lengths", arguments, deadline_s=LENGTHS_S)
+        except TimeoutError:  # the wait for others' counts
+            raise ApiError(503, "deadline", f"lengths took longer than {LENGTHS_S:g} s and was ended") from None
+        report = self._reports[key]
+        self._reports.move_to_end(key)
+        while len(self._reports) > _KEPT:
+            self._reports.popitem(last=False)
+        return report
 
     async def close(self) -> None:
         """End the process, if there is one."""

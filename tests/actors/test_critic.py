@@ -10,9 +10,11 @@ import tiny
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from actors.config import LoraConfig
+from actors import learner_models
+from actors.config import LearnerConfig, LoraConfig, PolicyConfig
 from actors.critic import forward_values, load_critic, value_head
-from trainers.algorithms.config import CriticConfig
+from trainers.algorithms.config import CriticConfig, PPOConfig
+from trainers.config import TrainConfig
 from trainers.errors import UserError
 from trainers.tiny_models import make_random_reward_model
 
@@ -73,3 +75,23 @@ def test_layers_that_are_not_there(policy: Path) -> None:
         UserError, match="no linear layer of the model is called query; its linear layers are down_proj"
     ):
         load_critic(str(policy), CriticConfig(train_type="lora"), lora, dtype="float32")
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_are_recomputed_where_the_learners_do(
+    kind: Any, wanted: bool, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(learner_models, "TrainingEngine", lambda model, **_: made.append(model))
+    algorithm = PPOConfig(type="ppo", critic=CriticConfig(train_type=kind))
+    spec = tiny.learner_spec(
+        policy,
+        policy=PolicyConfig(model=str(policy), dtype="float32", lora=LORA),
+        learners=LearnerConfig(gradient_checkpointing=wanted),
+        algorithm=algorithm,
+        train=TrainConfig(),
+    )
+    learner_models._load_critic(spec)
+    (critic,) = made
+    assert critic.is_gradient_checkpointing == wanted

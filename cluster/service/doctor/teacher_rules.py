@@ -21,34 +21,28 @@ def teacher_not_followed(patient: Patient) -> list[Finding]:
     jsd = _divergence(patient)
     if len(patient.curve("distill/jsd")) < FLAT_STEPS or not jsd.long_enough or jsd.late < TAUGHT:
         return []
-    said = f"After {jsd.steps[-1]} steps it is {jsd.late:.3g} nats per token, at first it was {jsd.early:.3g}"
-    if jsd.rose(at_least=AWAY * jsd.early):
-        remedy = Remedy("Lower the learning rate.", patient.scaled("train.learning_rate", 0.5))
-        return [
-            Finding(
-                rule="teacher_not_followed",
-                severity="critical",
-                title="The policy goes away from its teacher",
-                explanation=f"{said}: the steps are too large.",
-                remedy=remedy,
-                curves=(jsd.curve("the divergence from the teacher rises"),),
-            )
-        ]
-    if -jsd.shift >= SLOW_FALL * jsd.early:
+    away = jsd.rose(at_least=AWAY * jsd.early)
+    if not away and -jsd.shift >= SLOW_FALL * jsd.early:
         return []
-    remedy = Remedy(
-        "Raise the learning rate. With `algorithm.lmbda` 0 the teacher writes, which shows whether the policy can "
-        "follow it at all.",
-        patient.scaled("train.learning_rate", 3.0),
-    )
+    if away:
+        title, why, moved = "goes away from", "the steps are too large", "rises"
+        remedy = Remedy("Lower the learning rate.", patient.scaled("train.learning_rate", 0.5))
+    else:
+        title, why, moved = "does not come nearer to", "no difference to speak of", "stays"
+        remedy = Remedy(
+            "Raise the learning rate. With `algorithm.lmbda` 0 the teacher writes, which shows whether the policy can "
+            "follow it at all.",
+            patient.scaled("train.learning_rate", 3.0),
+        )
+    said = f"After {jsd.steps[-1]} steps it is {jsd.late:.3g} nats per token, at first it was {jsd.early:.3g}"
     return [
         Finding(
             rule="teacher_not_followed",
-            severity="warning",
-            title="The policy does not come nearer to its teacher",
-            explanation=f"{said}: no difference to speak of.",
+            severity="critical" if away else "warning",
+            title=f"The policy {title} its teacher",
+            explanation=f"{said}: {why}.",
             remedy=remedy,
-            curves=(jsd.curve("the divergence from the teacher stays"),),
+            curves=(jsd.curve(f"the divergence from the teacher {moved}"),),
         )
     ]
 

@@ -90,6 +90,24 @@ async def test_whoever_leaves_ends_the_work(helper: Helper, endless: dict[str, o
     assert children() == []
 
 
+async def test_the_wait_for_others_work_has_a_deadline_and_leaves_it_alone(
+    helper: Helper, prompts: dict[str, object], endless: dict[str, object]
+) -> None:
+    first = asyncio.create_task(helper.call("rows", endless, deadline_s=60))
+    while not children():  # noqa: ASYNC110 - a process can only be looked for
+        await asyncio.sleep(0.01)
+    before = children()
+    with pytest.raises(ApiError, match="waited longer than") as caught:
+        await helper.call("rows", prompts, deadline_s=0.1)
+    assert (caught.value.status_code, caught.value.code) == (503, "deadline")
+    assert children() == before
+    assert helper.busy
+    first.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await first
+    assert len(await helper.call("rows", prompts, deadline_s=60)) == 1
+
+
 async def test_a_process_that_dies_is_an_error_and_not_an_endless_wait(
     helper: Helper, prompts: dict[str, object], endless: dict[str, object]
 ) -> None:

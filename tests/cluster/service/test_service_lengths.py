@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import psutil
 import pytest
 from starlette.requests import Request
 
+from cluster.service.app import make_app
 from cluster.service.errors import ApiError
 from cluster.service.hung_up import while_connected
 from cluster.service.lengths import Lengths
+from cluster.service.ray_cluster import RayCluster
+from cluster.service.settings import Settings
 from trainers.errors import UserError
 from trainers.tiny_models import make_tokenizer
 
@@ -94,3 +98,46 @@ async def test_what_the_work_says_is_the_answer() -> None:
 
     with pytest.raises(UserError):
         await while_connected(asked, work())
+
+
+async def test_an_upload_that_is_hung_up_while_it_is_read_leaves_nothing(settings: Settings) -> None:
+    """The body is whole, its check goes on, and then the client is gone."""
+    app = make_app(settings, RayCluster(settings.private, "http://127.0.0.1:9"))
+    checker = Endless()
+    app.state.parts = replace(app.state.parts, checker=checker)
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="p.jsonl"\r\n\r\n{"prompt": "a"}\n\r\n--b--\r\n'
+    )
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        if not received:
+            received.append(body)
+            return {"type": "http.request", "body": body, "more_body": False}
+        await checker.asked.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    received: list[bytes] = []
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {"type": "http", "method": "POST", "path": "/api/v1/datasets", "headers": headers, "query_string": b""}
+    await app(scope | {"scheme": "http", "client": ("127.0.0.1", 1), "http_version": "1.1"}, receive, send)
+    assert checker.ended
+    assert sent[0]["status"] == 400
+    assert list(settings.datasets.iterdir()) == []
+
+
+class Endless:
+    """A checker that never comes to an end by itself."""
+
+    def __init__(self) -> None:
+        self.asked, self.ended = asyncio.Event(), False
+
+    async def call(self, *_: Any, **__: Any) -> None:
+        self.asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended = True

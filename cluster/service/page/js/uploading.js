@@ -53,7 +53,7 @@ export async function startUpload(file, limit) {
   set({ work: null });
 }
 
-/** What the server has whole it keeps, also when it is hung up on: then the dataset is removed as soon as it is there. */
+/** A file that is being read may become a dataset in the moment of hanging up: one waits for it, and removes it then. */
 export function stopUpload() {
   if (state.work.share < 1) return abort();
   set({ work: { ...state.work, stopping: true } });
