@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actors.config import GeneratorConfig, LearnerConfig, PolicyConfig
-from actors.weights import Transport
+from actors.weights.transfer import Transport
 from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import Mean
 from trainers.algorithms.config import AlgorithmConfig

@@ -231,9 +231,9 @@ def uv_pip(arguments: list[str]) -> None:
 
 
 def build_ops() -> None:
-    """Compile DeepSpeed's communication op (`actors/deepspeed_ops.py`)."""
+    """Compile DeepSpeed's communication op (`actors/learner/deepspeed_ops.py`)."""
     try:
-        run([str(PYTHON), "-m", "actors.deepspeed_ops"], show=False)
+        run([str(PYTHON), "-m", "actors.learner.deepspeed_ops"], show=False)
     except CommandError as error:
         print(error.output, file=sys.stderr)
         raise SetupError(

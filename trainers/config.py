@@ -1,6 +1,6 @@
 """The base of every config class, and the sections that say how a policy samples and learns. It knows pydantic only.
 
-Each layer defines its own config beside what it configures; `cluster/config.py` composes them. The text under a
+Each layer defines its own config beside what it configures; `cluster/config/run.py` composes them. The text under a
 field is its help in `rlhf plan`, in the JSON schema and in `docs/configuration.md`.
 """
 

@@ -14,8 +14,8 @@ from actors.messages import EngineSpec, GenerateRequest, TeachRequest
 from trainers.types import Completion, TopLogprobs
 
 if TYPE_CHECKING:
-    from actors.receivers import Receiver
-    from actors.vllm_engine import VllmEngine
+    from actors.generator.vllm_engine import VllmEngine
+    from actors.generator.weight_receivers import Receiver
 
 
 class Generator:
@@ -28,8 +28,8 @@ class Generator:
 
     async def start(self) -> None:
         """Load the engine."""
-        from actors.receivers import make_receiver
-        from actors.vllm_engine import VllmEngine  # here, because importing vLLM takes the driver ten seconds
+        from actors.generator.vllm_engine import VllmEngine  # here, because importing vLLM takes the driver ten seconds
+        from actors.generator.weight_receivers import make_receiver
 
         self._engine = VllmEngine(self._spec)
         self._receiver = make_receiver(self._engine, self._spec)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from safetensors.torch import load_file
 from torch import Tensor
 
-from actors.adapters import write_plain_adapter
 from actors.config import PolicyConfig
 from actors.messages import EngineSpec
-from actors.weights import tensor_digest, unpack_chunk
+from actors.modeling.peft_adapters import write_plain_adapter
+from actors.weights.transfer import tensor_digest, unpack_chunk
 
 if TYPE_CHECKING:
-    from actors.vllm_engine import VllmEngine
+    from actors.generator.vllm_engine import VllmEngine
 
 _MEMORY = Path("/dev/shm")  # files that never touch a disk
 

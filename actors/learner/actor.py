@@ -22,8 +22,8 @@ from torch import Tensor
 
 from actors.config import PolicyConfig
 from actors.messages import AnnotatedRows, LearnerSpec, UpdateOrder, UpdateReport
-from actors.policy import load_model, load_tokenizer
-from actors.weights import GeneratorClient, ObjectStoreSender, Route, SentWeights, WeightSender
+from actors.modeling.causal_lm import load_model, load_tokenizer
+from actors.weights.transfer import GeneratorClient, ObjectStoreSender, Route, SentWeights, WeightSender
 from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import ActorCritic, Mean, Need, Totals
 from trainers.algorithms.catalog import make_algorithm
@@ -31,7 +31,7 @@ from trainers.algorithms.terms import require_kept
 from trainers.packing import MicroBatch, OptimizerStep
 
 if TYPE_CHECKING:
-    from actors.learner_models import LearnerModels
+    from actors.learner.models import LearnerModels
 
 _CRITIC = "critic"  # folder of its part of a checkpoint
 _KEPT = "importance/kept"
@@ -50,8 +50,8 @@ class Learner:
 
     def start(self, init_method: str) -> None:
         """Join the other ranks at `init_method` (tcp://host:port) and load the models."""
-        from actors.deepspeed_ops import use_built_ops
-        from actors.learner_models import LearnerModels  # here: importing DeepSpeed takes seconds
+        from actors.learner.deepspeed_ops import use_built_ops
+        from actors.learner.models import LearnerModels  # here: importing DeepSpeed takes seconds
 
         spec = self._spec
         use_built_ops()
@@ -74,7 +74,9 @@ class Learner:
         if route.transport == "ray":
             self._sender = ObjectStoreSender(source, client, rank=self._rank)
             return
-        from actors.vllm_weights import VllmSender  # importing vLLM takes ten seconds that "ray" can do without
+        from actors.weights.vllm_transfer import (
+            VllmSender,  # importing vLLM takes ten seconds that "ray" can do without
+        )
 
         self._sender = VllmSender(route, source, client, rank=self._rank)
 
@@ -170,14 +172,14 @@ class Learner:
 
     def merge(self, policy: PolicyConfig, adapter: AdapterFolder, directory: str) -> None:
         """Write `policy` with the adapter merged into it, which the roles then load; from rank 0, before `start`."""
-        from actors.merging import write_merged
+        from actors.modeling.merge import write_merged
 
         if self._rank == 0:
             write_merged(policy, adapter, Path(directory))
 
     def write_base(self, directory: str) -> None:
         """Write the quantised base as the generators serve it, from rank 0."""
-        from actors.quantised import write_dequantised
+        from actors.modeling.quantized import write_dequantised
 
         if self._rank == 0:
             write_dequantised(self._models.policy.engine.module, load_model(self._spec.policy), Path(directory))

@@ -14,7 +14,7 @@ import torch
 from peft.tuners.adalora import AdaLoraModel, RankAllocator
 from torch import Tensor, nn
 
-from actors.adapters import ADAPTER, file_name
+from actors.modeling.peft_adapters import ADAPTER, file_name
 
 _PREFIX = "base_model.model."  # of the module's names; PEFT's allocator sees the model below it
 _AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 
 from actors.config import LoraConfig
-from actors.policy import aligned, config_without_dropout, inside
+from actors.modeling.causal_lm import aligned, config_without_dropout, inside
 from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.config import CriticConfig
 
@@ -27,19 +27,21 @@ def load_critic(
     """
     if config.train_type == "full":
         return _load(path, adapter, dtype=dtype)
-    from actors.adapters import attach_beside  # importing PEFT and bitsandbytes is for those who need them
+    from actors.modeling.peft_adapters import (
+        attach_beside,  # importing PEFT and bitsandbytes is for those who need them
+    )
 
     options: dict[str, Any] = {}
     if config.train_type == "qlora":
         assert adapter is None, "the plan refuses a quantised copy of a policy that continues its adapter"
-        from actors.quantised import quantisation
+        from actors.modeling.quantized import quantisation
 
         options["quantization_config"] = quantisation(getattr(torch, dtype), whole=_HEADS)
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
     critic = _load(path, adapter, dtype=dtype, **options)
     if config.train_type == "qlora":
-        from actors.quantised import hide_quantised
+        from actors.modeling.quantized import hide_quantised
 
         hide_quantised(critic)
     attach_beside(critic, value_head(critic), lora, dtype=dtype)
@@ -60,7 +62,7 @@ def _load(path: str, adapter: AdapterFolder | None, *, dtype: str, **options: An
         **options,
     )
     if adapter is not None:
-        from actors.merging import merged  # importing PEFT takes a second
+        from actors.modeling.merge import merged  # importing PEFT takes a second
 
         model = merged(model, adapter, where="policy.model")
         model = model.requires_grad_(True).to(getattr(torch, dtype))

@@ -20,9 +20,9 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param, 
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
-from actors.adapters import trained_parameters
 from actors.config import LearnerConfig
-from actors.weights import TensorInfo
+from actors.modeling.peft_adapters import trained_parameters
+from actors.weights.transfer import TensorInfo
 from trainers.config import TrainConfig
 from trainers.errors import Problem, UserError
 from trainers.schedule import learning_rate_factor

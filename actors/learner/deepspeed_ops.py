@@ -1,6 +1,6 @@
 """DeepSpeed's shared-memory communication op: compiled once in set-up, found again by every learner process.
 
-Compiling takes about 40 s, so it must not happen in a run. Set-up calls `python -m actors.deepspeed_ops`; a
+Compiling takes about 40 s, so it must not happen in a run. Set-up calls `python -m actors.learner.deepspeed_ops`; a
 learner calls `use_built_ops` before DeepSpeed starts its communication. It may know DeepSpeed's builder and the
 place of the environment, nothing else; DeepSpeed is imported inside the functions, because importing it takes seconds.
 """

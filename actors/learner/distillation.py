@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.policy import aligned, forward
+from actors.modeling.causal_lm import aligned, forward
 from trainers.algorithms.config import GKDConfig
 from trainers.jsd import generalized_jsd, likeliest, topk_jsd
 from trainers.types import TopLogprobs

@@ -16,8 +16,8 @@ import numpy as np
 
 from actors.config import PolicyConfig
 from actors.messages import AnnotatedRows, GenerateRequest, Proof, StepReport, TeachRequest, UpdateOrder, UpdateReport
-from actors.remote import ActorGroup
-from actors.weights import Route, SentWeights, WeightSyncError, compare_digests
+from actors.runtime.actor_group import ActorGroup
+from actors.weights.transfer import Route, SentWeights, WeightSyncError, compare_digests
 from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import Mean, Need
 from trainers.config import SamplingConfig, TrainConfig

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.critic import forward_values, load_critic
-from actors.deepspeed_engine import FrozenEngine, TrainingEngine, shard_while_loading
-from actors.distillation import Teacher, served_divergence
+from actors.learner.critic import forward_values, load_critic
+from actors.learner.deepspeed_engine import FrozenEngine, TrainingEngine, shard_while_loading
+from actors.learner.distillation import Teacher, served_divergence
+from actors.learner.trained_policy import make_trainee
 from actors.messages import LearnerSpec
-from actors.policy import chosen_logprobs, forward, load_model, load_policy, recompute_activations
-from actors.trainee import make_trainee
+from actors.modeling.causal_lm import chosen_logprobs, forward, load_model, load_policy, recompute_activations
 from trainers.algorithms.base import Need, PolicyTokens, ValueTokens
 from trainers.algorithms.config import GKDConfig, PPOConfig
 from trainers.packing import MicroBatch

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from actors.adalora import RankAllocation, orthogonality
-from actors.adapters import ADAPTER, FoldedAdapter, as_begun, file_name, save_adapter
-from actors.deepspeed_engine import TrainingEngine
+from actors.learner.adalora import RankAllocation, orthogonality
+from actors.learner.deepspeed_engine import TrainingEngine
 from actors.messages import LearnerSpec, UpdateReport
-from actors.weights import WeightSource
+from actors.modeling.peft_adapters import ADAPTER, FoldedAdapter, as_begun, file_name, save_adapter
+from actors.weights.transfer import WeightSource
 from trainers.algorithms.base import Mean
 
 _RANKS = "adalora.pt"

@@ -19,7 +19,7 @@ def load_model(policy: PolicyConfig, *, quantised: bool = False) -> nn.Module:
     config = config_without_dropout(policy.model)
     options: dict[str, Any] = {}
     if quantised:
-        from actors.quantised import quantisation  # importing bitsandbytes is for those who need it
+        from actors.modeling.quantized import quantisation  # importing bitsandbytes is for those who need it
 
         options["quantization_config"] = quantisation(getattr(torch, policy.dtype))
         if torch.cuda.is_available():
@@ -49,10 +49,10 @@ def load_policy(
     if policy.train_type == "full":
         return model  # type: ignore[no-any-return]
     if policy.train_type == "qlora":
-        from actors.quantised import hide_quantised
+        from actors.modeling.quantized import hide_quantised
 
         hide_quantised(model)
-    from actors.adapters import attach_adapter, continue_adapter
+    from actors.modeling.peft_adapters import attach_adapter, continue_adapter
 
     if adapter is not None:
         return continue_adapter(model, policy, adapter)

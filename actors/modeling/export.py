@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from actors.merging import tie_again, untie
+from actors.modeling.merge import tie_again, untie
 from trainers.logprobs import token_logprobs
 from trainers.types import Int32Array
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from actors.adapters import load_weights
 from actors.config import PolicyConfig
-from actors.policy import load_tokenizer
+from actors.modeling.causal_lm import load_tokenizer
+from actors.modeling.peft_adapters import load_weights
 from trainers.adapter_folder import AdapterFolder
 from trainers.errors import Problem, UserError
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from actors.config import LoraConfig, PolicyConfig
-from actors.weights import TensorInfo, WeightSource
+from actors.weights.transfer import TensorInfo, WeightSource
 from trainers.adapter_folder import WEIGHTS, AdapterFolder
 from trainers.errors import Problem, UserError
 

@@ -14,8 +14,8 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
-from actors.reward_config import FunctionReward, ModelReward, RewardConfig, reward_names
-from actors.reward_worker import signature_problem
+from actors.rewards.config import FunctionReward, ModelReward, RewardConfig, reward_names
+from actors.rewards.function_worker import signature_problem
 from trainers.adapter_folder import is_adapter, read_adapter
 from trainers.errors import Problem, UserError
 

@@ -21,10 +21,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from actors import reward_worker
-from actors.reward_answers import Answer, unscored
-from actors.reward_breaker import Breaker
-from actors.reward_worker import LENGTH
+from actors.rewards import function_worker as reward_worker
+from actors.rewards.circuit_breaker import Breaker
+from actors.rewards.function_worker import LENGTH
+from actors.rewards.score import Answer, unscored
 from trainers.types import Prompt
 
 ASYNC_CALLS = 64  # calls that one process of a coroutine function works on at once

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from actors.reward_answers import Answer, PassingError, RewardError
+from actors.rewards.score import Answer, PassingError, RewardError
 from trainers.types import Prompt
 
 LONGEST_TEXT = 300

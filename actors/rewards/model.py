@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from actors.reward_answers import Answer
-from actors.reward_config import ModelReward
+from actors.rewards.config import ModelReward
+from actors.rewards.score import Answer
 from trainers.adapter_folder import is_adapter, read_adapter, tokenizer_source
 from trainers.errors import Problem, UserError
 from trainers.types import Prompt
@@ -136,7 +136,7 @@ def _load(config: ModelReward) -> tuple[Any, Any]:
         raise UserError([Problem(where, f"{name}: cannot be loaded as a reward model: {error}")]) from error
     missing = set(info["missing_keys"])
     if adapter is not None:
-        from actors.merging import merged  # importing PEFT takes a second, and most rewards are whole models
+        from actors.modeling.merge import merged  # importing PEFT takes a second, and most rewards are whole models
 
         missing -= {tensor.removeprefix("base_model.model.") for tensor in adapter.tensors}
         model = merged(model, adapter, where=where).to(dtype)

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from actors.reward_answers import Answer, RewardError, unscored
-from actors.reward_config import ModelReward
+from actors.rewards.config import ModelReward
+from actors.rewards.score import Answer, RewardError, unscored
 from trainers.errors import UserError
 from trainers.types import Prompt
 
 if TYPE_CHECKING:
-    from actors.reward_model import RewardModel
+    from actors.rewards.model import RewardModel
 
 
 @dataclass(slots=True)
@@ -106,6 +106,6 @@ class ModelReplica:
 
 
 def _load(config: ModelReward) -> RewardModel:
-    from actors.reward_model import RewardModel  # ten seconds that a driver can do without
+    from actors.rewards.model import RewardModel  # ten seconds that a driver can do without
 
     return RewardModel(config)

@@ -19,8 +19,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from actors.remote import RoleError
-from actors.reward_answers import Answer, PassingError
+from actors.rewards.score import Answer, PassingError
+from actors.runtime.actor_group import RoleError
 from trainers.types import Prompt
 
 log = logging.getLogger(__name__)

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from actors.messages import GroupScores, ScoreFailure, ScoreRequest
-from actors.remote import RoleError
-from actors.reward_answers import Answer, PassingError, RewardError, unscored
-from actors.reward_batching import ModelReplica
-from actors.reward_breaker import Breaker
-from actors.reward_checks import function_file, model_name, validate_rewards
-from actors.reward_config import FunctionReward, HttpReward, ModelReward, RewardConfig, reward_names
-from actors.reward_functions import IMPORT_S, FunctionReplica, read_function
-from actors.reward_http import MAX_CONNECTIONS, HttpScorer
-from actors.reward_serve import Ask, RewardApps, ServedReward, last_line
+from actors.rewards.checks import function_file, model_name, validate_rewards
+from actors.rewards.circuit_breaker import Breaker
+from actors.rewards.config import FunctionReward, HttpReward, ModelReward, RewardConfig, reward_names
+from actors.rewards.function_pool import IMPORT_S, FunctionReplica, read_function
+from actors.rewards.http import MAX_CONNECTIONS, HttpScorer
+from actors.rewards.model_replica import ModelReplica
+from actors.rewards.ray_serve import Ask, RewardApps, ServedReward, last_line
+from actors.rewards.score import Answer, PassingError, RewardError, unscored
+from actors.runtime.actor_group import RoleError
 from trainers.errors import Problem, UserError
 from trainers.rewards import RunningNormalizer, clipped, weighted_sum
 

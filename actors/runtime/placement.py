@@ -15,8 +15,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 
 from actors.config import GeneratorConfig, LearnerConfig, Placement
-from actors.deepspeed_ops import extensions_dir
-from actors.remote import RoleError, Seat
+from actors.learner.deepspeed_ops import extensions_dir
+from actors.runtime.actor_group import RoleError, Seat
 
 _ROLE_CPUS = 1.0
 

@@ -28,7 +28,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from actors.weights import GeneratorClient, Route, SentWeights, WeightSource, tensor_digest, unpack_chunk
+from actors.weights.transfer import GeneratorClient, Route, SentWeights, WeightSource, tensor_digest, unpack_chunk
 
 
 def register() -> None:

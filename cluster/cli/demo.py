@@ -22,16 +22,16 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from cluster.config import load_config
-from cluster.launch import DONE, Outcome, train
-from cluster.plan import find_problems
-from cluster.recorder import read_metrics
-from cluster.run_directory import RunDirectory
+from cluster.config.run import load_config
+from cluster.planning.plan import find_problems
+from cluster.runs.directory import RunDirectory
+from cluster.runs.recorder import read_metrics
+from cluster.training.launch import DONE, Outcome, train
 from trainers.arithmetic import write_prompts
 from trainers.errors import Problem, UserError
 from trainers.tiny_models import make_policy, make_reward_model, make_teacher, recipe
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "arithmetic" / "grpo.yaml"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "arithmetic" / "grpo.yaml"
 MODELS = EXAMPLE.parent.parent.parent / ".cache" / "demo"
 _SHOWN_PROMPTS = 4
 _PROMPTS, _HELD_OUT = 4000, 64

@@ -92,18 +92,18 @@ def train(
     ] = "auto",
 ) -> None:
     """Train, on the cluster at RAY_ADDRESS or else on this machine."""
-    from cluster.config import load_config
+    from cluster.config.run import load_config
 
     run = load_config(config, overrides or [])
-    from cluster.plan import find_problems
-    from cluster.remote_models import as_resumed
+    from cluster.models.remote import as_resumed
+    from cluster.planning.plan import find_problems
 
     problems = find_problems(as_resumed(run, resume))
     if resume not in ("auto", "never") and not Path(resume).is_dir():
         problems = [Problem("--resume", f"no such folder: {resume}; give auto, never or a run's directory"), *problems]
     if problems:
         raise UserError(problems)
-    from cluster import launch
+    from cluster.training import launch
 
     raise typer.Exit(launch.train(run, resume=resume).exit_code)
 
@@ -118,7 +118,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Explain a run before anything starts: config, batches, roles, memory, every problem. Needs no GPU."""
-    from cluster.config import load_config, problems_as_json
+    from cluster.config.run import load_config, problems_as_json
 
     try:
         run = load_config(config, overrides or [])
@@ -126,8 +126,8 @@ def plan(
         if as_json:
             _print_json({"problems": problems_as_json(error.problems)})
         raise
-    from cluster.plan import as_json as plan_as_json
-    from cluster.plan import make_plan, render
+    from cluster.planning.plan import as_json as plan_as_json
+    from cluster.planning.plan import make_plan, render
 
     made = make_plan(run, gpus=gpus)
     if as_json:
@@ -148,7 +148,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, help="0 = always the likeliest token.")] = 1.0,
 ) -> None:
     """Try a trained model, beside its base."""
-    from cluster.chat import ChatOptions, run_chat
+    from cluster.models.chat import ChatOptions, run_chat
 
     options = ChatOptions(max_tokens=max_tokens, temperature=temperature, system=system)
     raise typer.Exit(run_chat(model, base=base, prompt=prompt, options=options))
@@ -163,8 +163,8 @@ def export(
     root: Root = Path("runs"),
 ) -> None:
     """Write a run's adapter (lora, qlora, adalora) merged into its base as one whole model, and state the error."""
-    from cluster.export import describe, export_merged
-    from cluster.runs import find_run
+    from cluster.models.export import describe, export_merged
+    from cluster.runs.summary import find_run
 
     path = Path(run) if (Path(run) / "run.json").is_file() else find_run(root, run).path
     typer.echo(describe(export_merged(path, merged), merged))
@@ -227,8 +227,8 @@ def submit(
     follow: Annotated[bool, typer.Option(help="Show the run's output until it ends; exit as it does.")] = False,
 ) -> None:
     """Start a run on a cluster through the Ray Jobs API; its files must be where the cluster can read them."""
-    from cluster.config import load_config
-    from cluster.submit import submit as submit_run
+    from cluster.config.run import load_config
+    from cluster.jobs.submit import submit as submit_run
 
     raise typer.Exit(submit_run(load_config(config, overrides or []), address=address, follow=follow))
 
@@ -239,7 +239,7 @@ def demo(
     prepare: Annotated[bool, typer.Option("--prepare", help="Only make the models and prompts.")] = False,
 ) -> None:
     """Make a tiny policy and reward model and train with them: minutes on two cores."""
-    from cluster.demo import run_demo
+    from cluster.cli.demo import run_demo
 
     raise typer.Exit(run_demo(root, prepare_only=prepare))
 
@@ -252,7 +252,7 @@ def data_check(
     as_json: AsJson = False,
 ) -> None:
     """Say what format prompts files have and what is wrong with them, by line. Exits with 0 if all are ready."""
-    from cluster.data_check import data_check as check
+    from cluster.cli.data_check import data_check as check
 
     raise typer.Exit(check(files, model=model, strip_responses=strip_responses, as_json=as_json))
 
@@ -260,13 +260,13 @@ def data_check(
 @runs_app.command("list")
 def runs_list(root: Root = Path("runs"), as_json: AsJson = False) -> None:
     """Every run under the root."""
-    from cluster.runs import list_runs
+    from cluster.runs.summary import list_runs
 
     runs = list_runs(root)
     if as_json:
         _print_json({"runs": [run.as_json() for run in runs]})
         return
-    from cluster.cli_runs import runs_table
+    from cluster.cli.runs import runs_table
 
     _print_table(runs_table(runs) if runs else f"no runs in {root} yet")
 
@@ -278,13 +278,13 @@ def runs_show(
     as_json: AsJson = False,
 ) -> None:
     """One run: state, last metrics, checkpoints, the error it ended with."""
-    from cluster.runs import details, find_run
+    from cluster.runs.summary import details, find_run
 
     found = details(find_run(root, run_id))
     if as_json:
         _print_json(found.as_json())
         return
-    from cluster.cli_runs import run_table
+    from cluster.cli.runs import run_table
 
     _print_table(run_table(found))
 
@@ -295,7 +295,7 @@ def runs_stop(
     root: Root = Path("runs"),
 ) -> None:
     """Have a run save a checkpoint and end, whoever started it."""
-    from cluster.submit import stop
+    from cluster.jobs.submit import stop
 
     typer.echo(stop(root, run_id))
 

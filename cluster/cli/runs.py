@@ -1,4 +1,4 @@
-"""Tables of `rlhf runs`. It knows rich and what cluster/runs.py reads."""
+"""Tables of `rlhf runs`. It knows rich and what cluster/runs/summary.py reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.runs import RunDetails, RunSummary
+from cluster.runs.summary import RunDetails, RunSummary
 
 
 def runs_table(runs: Sequence[RunSummary]) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.config import RunConfig
+from cluster.config.run import RunConfig
 from trainers.algorithms.config import GKDConfig, GRPOConfig, PPOConfig
 from trainers.errors import Problem
 

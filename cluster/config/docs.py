@@ -1,16 +1,16 @@
-"""docs/configuration.md, made from the schema: `python -m cluster.config_docs > docs/configuration.md`."""
+"""docs/configuration.md, made from the schema: `python -m cluster.config.docs > docs/configuration.md`."""
 
 from __future__ import annotations
 
 import itertools
 import sys
 
-from cluster.config import run_schema
-from cluster.schema import Leaf
+from cluster.config.run import run_schema
+from cluster.config.schema import Leaf
 
 _HEAD = """# Configuration
 
-Made from the schema by `python -m cluster.config_docs > docs/configuration.md`; `rlhf plan` prints the values of a run.
+Made from the schema by `python -m cluster.config.docs > docs/configuration.md`; `rlhf plan` prints the values of a run.
 
 The smallest file:
 

@@ -16,9 +16,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from actors.config import GeneratorConfig, LearnerConfig, Placement, PolicyConfig, SyncConfig
-from actors.reward_config import RewardConfig
-from cluster.overrides import Tree, apply_overrides, read_yaml
-from cluster.schema import Node, Schema
+from actors.rewards.config import RewardConfig
+from cluster.config.schema import Node, Schema
+from cluster.config.tree import Tree, apply_overrides, read_yaml
 from trainers.algorithms.config import AlgorithmConfig, GKDConfig, GRPOConfig, PPOConfig
 from trainers.config import Config, SamplingConfig, TrainConfig
 from trainers.data.config import DataConfig

@@ -11,8 +11,8 @@ from functools import reduce
 from typing import Any
 
 from actors.config import LoraConfig
-from actors.reward_config import ModelReward
-from cluster.config import RunConfig, run_schema
+from actors.rewards.config import ModelReward
+from cluster.config.run import RunConfig, run_schema
 from trainers.algorithms.config import GKDConfig, GRPOConfig, PPOConfig
 from trainers.errors import Problem
 

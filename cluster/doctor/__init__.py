@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cluster.service.doctor.finding import SEVERITIES, Change, Curve, Finding, Remedy, SampleEvidence, Severity
-from cluster.service.doctor.patient import Patient
-from cluster.service.doctor.policy_rules import kl_range, mode_collapse, unstable_training
-from cluster.service.doctor.reward_rules import (
+from cluster.doctor.finding import SEVERITIES, Change, Curve, Finding, Remedy, SampleEvidence, Severity
+from cluster.doctor.policy_rules import kl_range, mode_collapse, unstable_training
+from cluster.doctor.reward_rules import (
     no_improvement,
     reward_failures,
     reward_hacking,
     reward_without_spread,
     too_little_signal,
 )
-from cluster.service.doctor.rollout_rules import logprob_gap, truncation
-from cluster.service.doctor.samples import SampleSummary, summarise
-from cluster.service.doctor.teacher_rules import teacher_not_followed
+from cluster.doctor.rollout_rules import logprob_gap, truncation
+from cluster.doctor.run_history import Patient
+from cluster.doctor.sample_summary import SampleSummary, summarise
+from cluster.doctor.teacher_rules import teacher_not_followed
 
 __all__ = [
     "RULES",

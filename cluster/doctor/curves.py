@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.service.doctor.finding import Curve
+from cluster.doctor.finding import Curve
 
 MIN_STEPS = 20  # a trend over fewer steps is noise: both windows would hold fewer than five steps
 SHORTEST_WINDOW = 5  # the least number of steps whose median one outlier, or two, cannot move far

@@ -5,10 +5,10 @@ Every threshold stands here with its reason; docs/doctor.md is the table for peo
 
 from __future__ import annotations
 
-from cluster.service.doctor.finding import Change, Curve, Finding, Remedy, SampleEvidence
-from cluster.service.doctor.patient import Patient
-from cluster.service.doctor.reward_rules import KL_HIGH, learned
-from cluster.service.doctor.series import Series, spikes
+from cluster.doctor.curves import Series, spikes
+from cluster.doctor.finding import Change, Curve, Finding, Remedy, SampleEvidence
+from cluster.doctor.reward_rules import KL_HIGH, learned
+from cluster.doctor.run_history import Patient
 
 GRAD_SPIKE = 5.0  # × the neighbours' median: heavy-tailed but healthy gradient norms stay below about 3
 GRAD_HUGE = 50.0  # × the neighbours' median: once is enough, no batch is that strange

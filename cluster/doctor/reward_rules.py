@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.service.doctor.finding import Change, Curve, Finding, Remedy, SampleEvidence, Severity
-from cluster.service.doctor.patient import Patient
-from cluster.service.doctor.series import SHORTEST_WINDOW, Series
+from cluster.doctor.curves import SHORTEST_WINDOW, Series
+from cluster.doctor.finding import Change, Curve, Finding, Remedy, SampleEvidence, Severity
+from cluster.doctor.run_history import Patient
 
 RISE_IN_STDS = 0.25  # of the samples' spread: a smaller rise of the trained reward is nothing one could exploit by
 SLOW_RISE_IN_STDS = 0.05  # of the samples' spread over the whole run: less would need hundreds of such runs

@@ -6,9 +6,9 @@ Every threshold stands here with its reason; docs/doctor.md is the table for peo
 from __future__ import annotations
 
 from actors.config import SyncConfig
-from cluster.service.doctor.finding import Change, Finding, Remedy, SampleEvidence
-from cluster.service.doctor.patient import Patient
-from cluster.service.doctor.series import SHORTEST_WINDOW
+from cluster.doctor.curves import SHORTEST_WINDOW
+from cluster.doctor.finding import Change, Finding, Remedy, SampleEvidence
+from cluster.doctor.run_history import Patient
 
 TRUNCATED = 0.2  # one answer in five has no end: rewards then judge fragments
 FORMERLY = 0.05  # below it answers had room enough at first: they grew into the limit

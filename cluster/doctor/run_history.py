@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from actors.reward_config import RewardConfig, reward_names
-from cluster.service.doctor.finding import Change
-from cluster.service.doctor.samples import SampleSummary
-from cluster.service.doctor.series import Series, series
+from actors.rewards.config import RewardConfig, reward_names
+from cluster.doctor.curves import Series, series
+from cluster.doctor.finding import Change
+from cluster.doctor.sample_summary import SampleSummary
 
 
 @dataclass(frozen=True, slots=True)

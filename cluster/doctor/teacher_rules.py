@@ -5,10 +5,10 @@ Every threshold stands here with its reason; docs/doctor.md is the table for peo
 
 from __future__ import annotations
 
-from cluster.service.doctor.finding import Finding, Remedy
-from cluster.service.doctor.patient import Patient
-from cluster.service.doctor.reward_rules import FLAT_STEPS
-from cluster.service.doctor.series import Series, series
+from cluster.doctor.curves import Series, series
+from cluster.doctor.finding import Finding, Remedy
+from cluster.doctor.reward_rules import FLAT_STEPS
+from cluster.doctor.run_history import Patient
 
 TAUGHT = 1e-3  # nats per token: e^0.001, the teacher would give one token in a thousand otherwise
 SLOW_FALL = 0.02  # of the divergence over the whole run: less would need fifty such runs

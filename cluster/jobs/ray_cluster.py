@@ -27,8 +27,8 @@ from typing import Any
 import psutil
 from pydantic import BaseModel
 
-from cluster.files import write_atomic
-from cluster.run_directory import RunDirectory
+from cluster.runs.atomic_files import write_atomic
+from cluster.runs.directory import RunDirectory
 from trainers.errors import Problem, UserError
 
 logger = logging.getLogger(__name__)

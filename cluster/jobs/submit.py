@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 from typing import Final
 
-from cluster.config import RunConfig
-from cluster.plan import find_problems
-from cluster.run_directory import RunDirectory
-from cluster.runs import find_run
-from cluster.service.ray_cluster import RayCluster, use_rays_token
+from cluster.config.run import RunConfig
+from cluster.jobs.ray_cluster import RayCluster, use_rays_token
+from cluster.planning.plan import find_problems
+from cluster.runs.directory import RunDirectory
+from cluster.runs.summary import find_run
 from cluster.service.run_view import Job, interrupt, not_started, read_job, view, write_job
 from trainers.errors import Problem, UserError
 

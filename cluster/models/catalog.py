@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel
 
-from cluster.plan_models import ModelInfo, count_parameters
+from cluster.models.inspect import ModelInfo, count_parameters
 from trainers.adapter_folder import read_adapter, tokenizer_source
 from trainers.errors import UserError
 

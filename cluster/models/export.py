@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from actors.origin import find_origin
-from cluster.config import RunConfig, parse_config
-from cluster.files import free_bytes, write_atomic
-from cluster.plan_models import read_model
-from cluster.remote_models import as_run
-from cluster.run_directory import RunDirectory
+from actors.modeling.policy_source import find_origin
+from cluster.config.run import RunConfig, parse_config
+from cluster.models.inspect import read_model
+from cluster.models.remote import as_run
+from cluster.runs.atomic_files import free_bytes, write_atomic
+from cluster.runs.directory import RunDirectory
 from trainers.errors import Problem, UserError
 from trainers.types import Int32Array
 
@@ -45,7 +45,7 @@ def export_merged(path: Path, target: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from transformers import AutoTokenizer  # seconds to import, as is what follows
 
-    from actors.whole_model import merge_adapter
+    from actors.modeling.export import merge_adapter
 
     partial = target.absolute().with_name(f".{target.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

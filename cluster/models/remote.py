@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from cluster.config import MODELS, RunConfig, parse_config
-from cluster.files import RunDirectoryError, explained, free_bytes, fsync, write_atomic
-from cluster.overrides import set_path
-from cluster.run_directory import RunDirectory, find_resumable
-from cluster.stores import StoredFile, StoredFolder, StoreError, is_address, list_folder, patiently
+from cluster.config.run import MODELS, RunConfig, parse_config
+from cluster.config.tree import set_path
+from cluster.models.object_store import StoredFile, StoredFolder, StoreError, is_address, list_folder, patiently
+from cluster.runs.atomic_files import RunDirectoryError, explained, free_bytes, fsync, write_atomic
+from cluster.runs.directory import RunDirectory, find_resumable
 from trainers.errors import Problem, UserError
 
 WEIGHTS = ".safetensors"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.config import RunConfig
-from cluster.plan_models import ModelInfo
+from cluster.config.run import RunConfig
+from cluster.models.inspect import ModelInfo
 from trainers.algorithms.config import PPOConfig
 
 GIB = 2**30

@@ -17,14 +17,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from actors.origin import Origin, find_origin
-from actors.reward_checks import validate_rewards
-from actors.reward_config import FunctionReward, ModelReward
-from cluster.advice import advise
-from cluster.config import RunConfig, problems_as_json
-from cluster.config_checks import cross_checks
-from cluster.plan_memory import GIB, MemoryEstimate, generator_memory, learner_memory, max_model_len
-from cluster.plan_models import (
+from actors.modeling.policy_source import Origin, find_origin
+from actors.rewards.checks import validate_rewards
+from actors.rewards.config import FunctionReward, ModelReward
+from cluster.config.checks import cross_checks
+from cluster.config.run import RunConfig, problems_as_json
+from cluster.config.warnings import advise
+from cluster.models.inspect import (
     ModelInfo,
     context_problems,
     critic_problems,
@@ -33,7 +32,8 @@ from cluster.plan_models import (
     target_problems,
     vocabulary_problems,
 )
-from cluster.remote_models import outlined
+from cluster.models.remote import outlined
+from cluster.planning.memory import GIB, MemoryEstimate, generator_memory, learner_memory, max_model_len
 from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig
 from trainers.errors import Problem, UserError
 from trainers.types import Prompt
@@ -242,7 +242,7 @@ def _response_problems(prompts: Iterable[Prompt]) -> list[Problem]:
 
 def roles(config: RunConfig, *, gpus: bool) -> list[Role]:
     """The processes of a run and what each asks of the cluster."""
-    from actors.placement import layout
+    from actors.runtime.placement import layout
 
     seats = layout(config.placement, config.generators, config.learners, gpus=gpus)
     packed = "any, as few nodes as fit"

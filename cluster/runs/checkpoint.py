@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from cluster.files import RunDirectoryError, explained, fsync, sha256_file, write_atomic
+from cluster.runs.atomic_files import RunDirectoryError, explained, fsync, sha256_file, write_atomic
 from trainers.config import Config
 from trainers.errors import Problem, UserError
 

@@ -26,8 +26,8 @@ from typing import Any, Final, Literal, TypeAlias, TypedDict, Unpack
 import yaml
 from pydantic import AwareDatetime, BaseModel, Field, FiniteFloat, ValidationError
 
-from cluster.checkpoint import checkpoint_steps
-from cluster.files import RunDirectoryError, explained, free_bytes, fsync, remove_temporaries, write_atomic
+from cluster.runs.atomic_files import RunDirectoryError, explained, free_bytes, fsync, remove_temporaries, write_atomic
+from cluster.runs.checkpoint import checkpoint_steps
 from trainers.config import Config
 from trainers.errors import Problem, UserError
 

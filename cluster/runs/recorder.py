@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.files import RunDirectoryError, explained, fsync, remove_temporaries, replacing, write_atomic
+from cluster.runs.atomic_files import RunDirectoryError, explained, fsync, remove_temporaries, replacing, write_atomic
 from trainers.types import FinishReason, Float32Array, Int32Array, Rollout, to_samples
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.checkpoint import checkpoint_steps
-from cluster.files import RunDirectoryError
-from cluster.ranks import RankTable, read_ranks
-from cluster.recorder import read_metrics
-from cluster.run_directory import RunDirectory, RunRecord
+from cluster.runs.adalora_ranks import RankTable, read_ranks
+from cluster.runs.atomic_files import RunDirectoryError
+from cluster.runs.checkpoint import checkpoint_steps
+from cluster.runs.directory import RunDirectory, RunRecord
+from cluster.runs.recorder import read_metrics
 from trainers.errors import Problem, UserError
 
 

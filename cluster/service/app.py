@@ -12,20 +12,23 @@ from fastapi import FastAPI
 from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.staticfiles import StaticFiles
 
-from cluster.service import api_data, api_results, api_runs, errors
-from cluster.service.creating import Parts
-from cluster.service.datasets import Datasets
-from cluster.service.docs_page import docs_page
-from cluster.service.helper import Helper
-from cluster.service.lengths import Lengths
-from cluster.service.metrics import MetricsReader
-from cluster.service.models import Models
+from cluster.jobs.ray_cluster import RayCluster
+from cluster.models.catalog import Models
+from cluster.service import errors
+from cluster.service.api import datasets as api_data
+from cluster.service.api import results as api_results
+from cluster.service.api import runs as api_runs
+from cluster.service.api.docs_page import docs_page
+from cluster.service.data.datasets import Datasets
+from cluster.service.data.lengths import Lengths
 from cluster.service.queue import Queue
-from cluster.service.ray_cluster import RayCluster
+from cluster.service.remote_catalog import StoredModels
+from cluster.service.results.metrics import MetricsReader
+from cluster.service.run_creation import Parts
 from cluster.service.run_view import Runs
 from cluster.service.security import Attempts, Guard, Tickets
 from cluster.service.settings import PREFIX, Settings
-from cluster.service.stored import StoredModels
+from cluster.service.workers.pool import Helper
 
 _ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": errors.ErrorAnswer, "description": "What went wrong."}}
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from cluster.config import problems_as_json
-from cluster.files import RunDirectoryError
+from cluster.config.run import problems_as_json
+from cluster.runs.atomic_files import RunDirectoryError
 from trainers.errors import Problem, UserError
 
 logger = logging.getLogger(__name__)

@@ -14,12 +14,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
-from cluster.config import RunConfig, parse_config
-from cluster.files import RunDirectoryError
-from cluster.plan import roles
-from cluster.run_directory import RunDirectory, RunError
+from cluster.config.run import RunConfig, parse_config
+from cluster.jobs.ray_cluster import ClusterStatus, RayCluster
+from cluster.planning.plan import roles
+from cluster.runs.atomic_files import RunDirectoryError
+from cluster.runs.directory import RunDirectory, RunError
 from cluster.service.errors import ApiError
-from cluster.service.ray_cluster import ClusterStatus, RayCluster
 from cluster.service.run_view import (
     Asked,
     Job,

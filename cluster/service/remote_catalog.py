@@ -13,12 +13,12 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from cluster.remote_models import CONFIGS, WEIGHTS, model_files, write_outline
-from cluster.service.helper import Helper
-from cluster.service.models import DEPTH, MOST_MODELS, FoundModel, describe, shown_name
+from cluster.models.catalog import DEPTH, MOST_MODELS, FoundModel, describe, shown_name
+from cluster.models.object_store import StoredFolder, StoreError, list_folder, patiently, within
+from cluster.models.remote import CONFIGS, WEIGHTS, model_files, write_outline
 from cluster.service.settings import Settings
 from cluster.service.vetting import redacted, vet_bases
-from cluster.stores import StoredFolder, StoreError, list_folder, patiently, within
+from cluster.service.workers.pool import Helper
 from trainers.errors import UserError
 
 OUTLINE_S = 300.0

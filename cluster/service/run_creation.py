@@ -17,24 +17,24 @@ from typing import Annotated, Any, TypeAlias
 
 from fastapi import Depends, Request
 
-from cluster.config import RunConfig, parse_config, problems_as_json
-from cluster.files import write_atomic
-from cluster.overrides import set_path
-from cluster.remote_models import addresses
-from cluster.run_directory import RunDirectory
-from cluster.service.datasets import Datasets
+from cluster.config.run import RunConfig, parse_config, problems_as_json
+from cluster.config.tree import set_path
+from cluster.jobs.ray_cluster import RayCluster
+from cluster.models.catalog import Models
+from cluster.models.remote import addresses
+from cluster.runs.atomic_files import write_atomic
+from cluster.runs.directory import RunDirectory
+from cluster.service.data.datasets import Datasets
+from cluster.service.data.lengths import Lengths
 from cluster.service.errors import ApiError, invalid_config
-from cluster.service.helper import Helper
-from cluster.service.lengths import Lengths
-from cluster.service.metrics import MetricsReader
-from cluster.service.models import Models
 from cluster.service.queue import Queue
-from cluster.service.ray_cluster import RayCluster
+from cluster.service.remote_catalog import StoredModels, outlines
+from cluster.service.results.metrics import MetricsReader
 from cluster.service.run_view import Run, Runs, actions, view
 from cluster.service.security import Tickets
 from cluster.service.settings import Settings
-from cluster.service.stored import StoredModels, outlines
 from cluster.service.vetting import owned, redacted, short_yaml, vet
+from cluster.service.workers.pool import Helper
 from trainers.errors import Problem, UserError
 
 PLAN_S = 300.0

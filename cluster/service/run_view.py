@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 from fastapi import Path as InPath
 from pydantic import BaseModel
 
-from cluster.checkpoint import checkpoint_steps
-from cluster.files import write_atomic
-from cluster.run_directory import RunDirectory, RunError, RunRecord
-from cluster.runs import RunSummary, read_run
+from cluster.runs.atomic_files import write_atomic
+from cluster.runs.checkpoint import checkpoint_steps
+from cluster.runs.directory import RunDirectory, RunError, RunRecord
+from cluster.runs.summary import RunSummary, read_run
 from cluster.service.errors import not_found
 from cluster.service.vetting import redacted
 from trainers.config import Config

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.jobs.ray_cluster import Resource
+from cluster.models.catalog import FoundModel
 from cluster.service.errors import Detail
-from cluster.service.models import FoundModel
-from cluster.service.ray_cluster import Resource
 from cluster.service.run_view import Action, Run
 
 

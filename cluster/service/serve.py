@@ -16,12 +16,12 @@ from pathlib import Path
 
 import uvicorn
 
-from cluster.files import write_atomic
+from cluster.jobs.ray_cluster import RayCluster, use_rays_token
+from cluster.models.object_store import address_problem, is_address
+from cluster.runs.atomic_files import write_atomic
 from cluster.service.app import make_app
-from cluster.service.ray_cluster import RayCluster, use_rays_token
 from cluster.service.security import sha256
 from cluster.service.settings import Settings, is_loopback
-from cluster.stores import address_problem, is_address
 from trainers.errors import Problem, UserError
 
 LEAST_TOKEN = 16  # characters

@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from cluster.config import RunConfig
-from cluster.run_directory import MERGED
+from cluster.config.run import RunConfig
+from cluster.models.object_store import address_problem, is_address, within
+from cluster.runs.directory import MERGED
 from cluster.service.settings import Settings
-from cluster.stores import address_problem, is_address, within
 from trainers.adapter_folder import find_base, is_adapter
 from trainers.errors import Problem, UserError
 

@@ -18,15 +18,15 @@ from typing import Any, Protocol, TypeVar
 
 from actors.messages import StepReport
 from actors.protocols import Roles
-from cluster.buffer import RolloutBuffer, Stream
-from cluster.checkpoint import Checkpoint, CheckpointStore, DriverState
-from cluster.config import RunConfig
-from cluster.files import RunDirectoryError
-from cluster.groups import Encoder, GroupProducer
-from cluster.lessons import make_order, teaches, who_writes
-from cluster.measures import Clock, StepFacts, eval_metrics, step_metrics
-from cluster.progress import Progress
-from cluster.recorder import Recorder, rollout_rows
+from cluster.config.run import RunConfig
+from cluster.runs.atomic_files import RunDirectoryError
+from cluster.runs.checkpoint import Checkpoint, CheckpointStore, DriverState
+from cluster.runs.recorder import Recorder, rollout_rows
+from cluster.training.buffer import RolloutBuffer, Stream
+from cluster.training.progress import Progress
+from cluster.training.rollouts import Encoder, GroupProducer
+from cluster.training.step_metrics import Clock, StepFacts, eval_metrics, step_metrics
+from cluster.training.step_schedule import make_order, teaches, who_writes
 from trainers.algorithms.base import Algorithm
 from trainers.kl import AdaptiveKL, FixedKL
 from trainers.seeds import derive_seed

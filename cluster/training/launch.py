@@ -20,16 +20,16 @@ from time import monotonic
 import ray
 from rich.console import Console
 
-from actors.remote import RoleError, peak_memory
-from cluster.checkpoint import Checkpoint, CheckpointStore
-from cluster.config import RunConfig
-from cluster.driver import Data, Driver, Interrupted, Sinks
-from cluster.progress import Progress, make_progress
-from cluster.ranks import read_ranks
-from cluster.recorder import Recorder
-from cluster.remote_models import addresses, fetched
-from cluster.roles import RunningRoles, open_roles
-from cluster.run_directory import RunDirectory, RunError, config_digest, find_resumable, resume_differences
+from actors.runtime.actor_group import RoleError, peak_memory
+from cluster.config.run import RunConfig
+from cluster.models.remote import addresses, fetched
+from cluster.runs.adalora_ranks import read_ranks
+from cluster.runs.checkpoint import Checkpoint, CheckpointStore
+from cluster.runs.directory import RunDirectory, RunError, config_digest, find_resumable, resume_differences
+from cluster.runs.recorder import Recorder
+from cluster.training.driver import Data, Driver, Interrupted, Sinks
+from cluster.training.progress import Progress, make_progress
+from cluster.training.roles import RunningRoles, open_roles
 from trainers.algorithms.catalog import make_algorithm
 from trainers.data.chat import ChatEncoder, limit_lengths
 from trainers.data.reader import PromptSet, open_prompts

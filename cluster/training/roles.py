@@ -15,20 +15,20 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from actors.generator import Generator
-from actors.groups import Deadlines, GeneratorGroup, LearnerGroup, OwnGPUs, SharedGPUs, WeightSynchronizer
-from actors.learner import Learner
+from actors.generator.actor import Generator
+from actors.learner.actor import Learner
+from actors.learner.group import Deadlines, GeneratorGroup, LearnerGroup, OwnGPUs, SharedGPUs, WeightSynchronizer
 from actors.messages import EngineSpec, LearnerSpec
-from actors.origin import Origin, find_origin
-from actors.placement import generator_seats, layout, learner_seats, reserve
+from actors.modeling.policy_source import Origin, find_origin
 from actors.protocols import Roles
-from actors.remote import ActorGroup, Seat, launch
-from actors.scorer import Scorer
-from actors.weights import Route, Transport
-from cluster.config import RunConfig
-from cluster.driver import Data
-from cluster.plan_memory import max_model_len
-from cluster.run_directory import RunDirectory
+from actors.rewards.scorer import Scorer
+from actors.runtime.actor_group import ActorGroup, Seat, launch
+from actors.runtime.placement import generator_seats, layout, learner_seats, reserve
+from actors.weights.transfer import Route, Transport
+from cluster.config.run import RunConfig
+from cluster.planning.memory import max_model_len
+from cluster.runs.directory import RunDirectory
+from cluster.training.driver import Data
 from trainers.algorithms.config import GKDConfig
 from trainers.types import TokenPrompt
 

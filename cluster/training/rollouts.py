@@ -15,8 +15,8 @@ import numpy as np
 
 from actors.messages import GroupScores, ScoreRequest
 from actors.protocols import Roles
-from actors.reward_config import reward_names
-from cluster.config import RunConfig
+from actors.rewards.config import reward_names
+from cluster.config.run import RunConfig
 from trainers.errors import Problem, UserError
 from trainers.seeds import derive_seed
 from trainers.types import AnnotatedSample, Completion, Prompt, Rollout, TokenPrompt

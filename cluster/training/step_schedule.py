@@ -6,8 +6,8 @@ Pure: the config and the step's number (steps done before it) decide, so that a 
 from __future__ import annotations
 
 from actors.messages import UpdateOrder
-from cluster.config import RunConfig
-from cluster.groups import Writer
+from cluster.config.run import RunConfig
+from cluster.training.rollouts import Writer
 from trainers.algorithms.config import GKDConfig
 from trainers.algorithms.gkd import policy_writes
 from trainers.types import Rollout

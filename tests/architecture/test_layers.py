@@ -49,7 +49,7 @@ def test_contracts_see_offences(tmp_path: Path) -> None:
             copy.write_text(path.read_text())
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     with (tmp_path / "trainers" / "types.py").open("a") as file:
-        file.write("\n\nimport ray\n\n\ndef late():\n    import cluster.config\n")
+        file.write("\n\nimport ray\n\n\ndef late():\n    import cluster.config.run\n")
     with (tmp_path / "actors" / "config.py").open("a") as file:
         file.write("\n\nfrom vllm import LLM\n")
     code = (
@@ -66,11 +66,13 @@ def test_trainers_load_no_engine() -> None:
     assert imported_by(*PURE) & ENGINES == set()
 
 
-@pytest.mark.parametrize("module", ["cluster.service.serve", "cluster.service.work", "cluster.service.ray_cluster"])
+@pytest.mark.parametrize(
+    "module", ["cluster.service.serve", "cluster.service.workers.main", "cluster.jobs.ray_cluster"]
+)
 def test_the_service_loads_no_torch(module: str) -> None:
     assert imported_by(module) & (HEAVY - {"ray", "pyarrow"}) == set()
 
 
-@pytest.mark.parametrize("module", ["cluster.config", "cluster.cli"])
+@pytest.mark.parametrize("module", ["cluster.config.run", "cluster.cli.main"])
 def test_config_and_cli_load_nothing_heavy(module: str) -> None:
     assert imported_by(module) & HEAVY == set()

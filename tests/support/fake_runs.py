@@ -15,11 +15,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from actors.fakes import Event, FakeScorer, World, fake_roles
-from cluster.checkpoint import CheckpointStore, DriverState
-from cluster.config import RunConfig, parse_config
-from cluster.driver import Data, Driver, Sinks
-from cluster.recorder import Recorder, read_metrics
-from cluster.run_directory import config_digest
+from cluster.config.run import RunConfig, parse_config
+from cluster.runs.checkpoint import CheckpointStore, DriverState
+from cluster.runs.directory import config_digest
+from cluster.runs.recorder import Recorder, read_metrics
+from cluster.training.driver import Data, Driver, Sinks
 from trainers.algorithms.catalog import make_algorithm
 from trainers.data.reader import open_prompts
 from trainers.data.stream import PromptStream

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny
 import torch
 
 from actors.config import LearnerConfig, PolicyConfig
 from actors.messages import LearnerSpec
+from tests.support import tiny
 from trainers.algorithms.config import GRPOConfig, KLConfig
 from trainers.config import TrainConfig
 from trainers.types import AnnotatedSample, Sample, TrainSample

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from stand_in_state import API, Service, get, post
-
 import cluster.service
+from tests.support.page_state import API, Service, get, post
 
 PAGE = Path(cluster.service.__file__).parent / "page"
 CSP = (  # as cluster/service/security.py has it

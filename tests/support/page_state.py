@@ -14,16 +14,16 @@ from typing import Any
 
 import yaml
 
-from cluster.config import parse_config, problems_as_json, run_schema
-from cluster.overrides import set_path
-from cluster.plan import batch_arithmetic
-from cluster.service.creating import differences
-from cluster.service.doctor import diagnose
+from cluster.config.run import parse_config, problems_as_json, run_schema
+from cluster.config.tree import set_path
+from cluster.doctor import diagnose
+from cluster.planning.plan import batch_arithmetic
+from cluster.service.run_creation import differences
 from cluster.service.vetting import redacted
 from trainers.data.check import CheckOptions, check
 from trainers.errors import UserError
 
-RECORDED = Path(__file__).parents[1] / "doctor_runs"
+RECORDED = Path(__file__).parents[1] / "cluster" / "doctor" / "runs"
 API = "/api/v1"
 MODELS: list[dict[str, Any]] = [
     {"name": name, "kind": role, "role": role, "architecture": architecture, "parameters": parameters}

@@ -6,8 +6,8 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
+from cluster.jobs.ray_cluster import RayCluster
 from cluster.service.app import make_app
-from cluster.service.ray_cluster import RayCluster
 from cluster.service.settings import Settings
 
 TREE: dict[str, Any] = {

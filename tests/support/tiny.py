@@ -17,12 +17,12 @@ from ray.util.placement_group import remove_placement_group
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from actors.config import GeneratorConfig, LearnerConfig, PolicyConfig
-from actors.generator import Generator
-from actors.groups import Deadlines, LearnerGroup
-from actors.learner import Learner
+from actors.generator.actor import Generator
+from actors.learner.actor import Learner
+from actors.learner.group import Deadlines, LearnerGroup
 from actors.messages import EngineSpec, GenerateRequest, LearnerSpec
-from actors.placement import Layout, generator_seats, learner_seats, reserve
-from actors.remote import ActorGroup, Seat, launch
+from actors.runtime.actor_group import ActorGroup, Seat, launch
+from actors.runtime.placement import Layout, generator_seats, learner_seats, reserve
 from trainers.config import SamplingConfig, TrainConfig
 from trainers.tiny_models import make_tokenizer
 from trainers.types import Completion, Prompt, TokenPrompt

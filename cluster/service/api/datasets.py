@@ -16,8 +16,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi import Path as InPath
 
-from cluster.config import run_schema
-from cluster.service.answers import (
+from cluster.config.run import run_schema
+from cluster.models.catalog import Kind
+from cluster.models.object_store import is_address
+from cluster.service.data.datasets import suffix_of
+from cluster.service.data.uploads import announced_size, receive_file
+from cluster.service.disconnect import while_connected
+from cluster.service.errors import ApiError
+from cluster.service.remote_catalog import outlines
+from cluster.service.run_creation import Using, check_tree, make_plan, uses
+from cluster.service.schemas import (
     ClusterInfo,
     DatasetAnswer,
     DatasetList,
@@ -29,16 +37,8 @@ from cluster.service.answers import (
     ServiceInfo,
     Waiting,
 )
-from cluster.service.creating import Using, check_tree, make_plan, uses
-from cluster.service.datasets import suffix_of
-from cluster.service.errors import ApiError
-from cluster.service.hung_up import while_connected
-from cluster.service.models import Kind
 from cluster.service.settings import Settings
-from cluster.service.stored import outlines
-from cluster.service.uploads import announced_size, receive_file
 from cluster.service.vetting import model_problem
-from cluster.stores import is_address
 
 CHECK_S, ROWS_S = 1800.0, 60.0
 _MOST_FUNCTIONS, _LONGEST_SOURCE = 500, 1 << 20

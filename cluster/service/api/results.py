@@ -11,16 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import EventSourceResponse
 from starlette.responses import JSONResponse, StreamingResponse
 
-from cluster.remote_models import as_run
-from cluster.service.answers import ChatRequest, LogAnswer, Ticket
-from cluster.service.creating import Parts, Using, config_of
+from cluster.models.remote import as_run
+from cluster.service.api.streaming import chat_events, chat_models, run_events, stream
 from cluster.service.errors import ApiError, not_found
-from cluster.service.files import archive, archive_size, list_logs, tail
-from cluster.service.live import chat_events, chat_models, run_events, stream
-from cluster.service.metrics import columns, select, tag
+from cluster.service.results.downloads import archive, archive_size, list_logs, tail
+from cluster.service.results.metrics import columns, select, tag
+from cluster.service.results.samples import Kind, find_samples, sample_tokens
+from cluster.service.results.samples import Query as SampleQuery
+from cluster.service.run_creation import Parts, Using, config_of
 from cluster.service.run_view import RunId
-from cluster.service.samples import Kind, find_samples, sample_tokens
-from cluster.service.samples import Query as SampleQuery
+from cluster.service.schemas import ChatRequest, LogAnswer, Ticket
 from cluster.service.settings import PREFIX
 from trainers.adapter_folder import tokenizer_source
 

@@ -9,17 +9,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cluster.checkpoint import checkpoint_steps
-from cluster.files import RunDirectoryError
-from cluster.service import doctor
-from cluster.service.answers import CheckpointInfo, ModelFiles, RunDetails
-from cluster.service.creating import COMMAND, Parts, config_of
+from cluster import doctor
+from cluster.runs.atomic_files import RunDirectoryError
+from cluster.runs.checkpoint import checkpoint_steps
 from cluster.service.errors import ApiError
-from cluster.service.files import model_files
 from cluster.service.queue import placed
+from cluster.service.results.downloads import model_files
+from cluster.service.results.samples import Query as SampleQuery
+from cluster.service.results.samples import find_samples, sample_steps
+from cluster.service.run_creation import COMMAND, Parts, config_of
 from cluster.service.run_view import actions, view
-from cluster.service.samples import Query as SampleQuery
-from cluster.service.samples import find_samples, sample_steps
+from cluster.service.schemas import CheckpointInfo, ModelFiles, RunDetails
 from cluster.service.vetting import redacted, short_yaml
 
 _RECENT = 10  # steps that the pace is taken from

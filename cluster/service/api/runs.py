@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.service.answers import Clone, PlanAnswer, RunAnswer, RunDetails, RunList
-from cluster.service.creating import (
+from cluster.service.api.run_details import diagnosis, run_details
+from cluster.service.errors import ApiError
+from cluster.service.queue import placed
+from cluster.service.run_creation import (
     Parts,
     Using,
     changed_config,
@@ -21,10 +23,8 @@ from cluster.service.creating import (
     make_plan,
     resume_run,
 )
-from cluster.service.errors import ApiError
-from cluster.service.queue import placed
-from cluster.service.reports import diagnosis, run_details
 from cluster.service.run_view import Run, RunId, matching
+from cluster.service.schemas import Clone, PlanAnswer, RunAnswer, RunDetails, RunList
 from cluster.service.vetting import redacted
 
 State = Literal["queued", "running", "paused", "succeeded", "failed", "stopped", "unreadable"]

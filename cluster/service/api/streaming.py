@@ -11,14 +11,14 @@ from typing import Any
 from sse_starlette import EventSourceResponse, JSONServerSentEvent, ServerSentEvent
 from starlette.exceptions import HTTPException
 
-from cluster.files import RunDirectoryError
-from cluster.remote_models import as_run
-from cluster.run_directory import RunDirectory
-from cluster.service.answers import ChatRequest
-from cluster.service.creating import Parts, config_of
+from cluster.models.remote import as_run
+from cluster.runs.atomic_files import RunDirectoryError
+from cluster.runs.directory import RunDirectory
 from cluster.service.errors import ApiError, not_found
 from cluster.service.queue import placed
+from cluster.service.run_creation import Parts, config_of
 from cluster.service.run_view import view
+from cluster.service.schemas import ChatRequest
 from trainers.errors import UserError
 
 POLL_S, PING_S = 0.5, 15

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cluster.files import write_atomic
+from cluster.runs.atomic_files import write_atomic
 from cluster.service.errors import ApiError, not_found, printable
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")

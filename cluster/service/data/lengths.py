@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.service.errors import ApiError
-from cluster.service.helper import Helper
+from cluster.service.workers.pool import Helper
 
 LENGTHS_S = 600.0
 _KEPT = 256  # reports, of a few hundred bytes each

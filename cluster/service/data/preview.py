@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.service.cutting import CUT, MOST_ITEMS, OVER, Room
+from cluster.service.data.truncate import CUT, MOST_ITEMS, OVER, Room
 from trainers.data.detect import inspect
 from trainers.data.messages import without_answer
 from trainers.data.parquet import batch_rows

@@ -16,8 +16,8 @@ from typing import Any
 
 import orjson
 
-from cluster.files import RunDirectoryError
-from cluster.service.thinning import telling_rows
+from cluster.runs.atomic_files import RunDirectoryError
+from cluster.service.results.downsample import telling_rows
 
 _MOST_ROWS = 200_000  # steps held in memory, of all files together; the last file stays whatever it holds
 

@@ -1,4 +1,4 @@
-"""The other side of `cluster/service/helper.py`: a process that plans, checks files and chats, one request at a time.
+"""The other side of `pool.py`: a process that plans, checks files and chats, one request at a time.
 
 Here torch and transformers are imported, each when it is first needed. Requests come as lines on standard input,
 answers go as lines to what was standard output; anything else that is printed goes to standard error.
@@ -25,16 +25,16 @@ Work = Callable[[Mapping[str, Any]], Any]
 
 
 def plan(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """`cluster.plan` of a config tree."""
-    from cluster.config import parse_config
-    from cluster.plan import as_json, make_plan
+    """`cluster.planning.plan` of a config tree."""
+    from cluster.config.run import parse_config
+    from cluster.planning.plan import as_json, make_plan
 
     return as_json(make_plan(parse_config(arguments["config"]), gpus=arguments["gpus"]))
 
 
 def outline(arguments: Mapping[str, Any]) -> dict[str, str]:
     """Folders that say what the models at some addresses are."""
-    from cluster.remote_models import fetch_all, model_store
+    from cluster.models.remote import fetch_all, model_store
 
     folders = fetch_all(arguments["models"], model_store(Path(arguments["root"])), "outline")
     return {address: str(folder) for address, folder in folders.items()}
@@ -57,7 +57,7 @@ def rows(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # the usual one reserves 1 GiB for its first byte
     import pyarrow as pa
 
-    from cluster.service.rows import read_rows
+    from cluster.service.data.preview import read_rows
 
     _limit_rows_memory()
     path = Path(arguments["path"])
@@ -104,7 +104,7 @@ class Chat:
 
         {"who": "base", "missing"} where the base cannot be loaded: the trained model answers alone.
         """
-        from cluster.chat import ChatModel, ChatOptions
+        from cluster.models.chat import ChatModel, ChatOptions
 
         options = ChatOptions(
             max_tokens=arguments["max_tokens"], temperature=arguments["temperature"], system=arguments["system"]

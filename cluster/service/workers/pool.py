@@ -1,6 +1,6 @@
 """Work that needs a model or much time, in a process of its own: the service stays small, quick and free of torch.
 
-A helper runs `cluster/service/work.py` and speaks lines of JSON with it, one request at a time. It knows nothing of
+A helper runs `main.py` and speaks lines of JSON with it, one request at a time. It knows nothing of
 what the work is. A deadline that passes ends the process; the next request starts another.
 """
 
@@ -105,7 +105,7 @@ class Helper:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "cluster.service.work",
+                "cluster.service.workers.main",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=_LONGEST_LINE,

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-import tiny
 
-from actors.weights import pack_chunk, tensor_digest
+from actors.weights.transfer import pack_chunk, tensor_digest
+from tests.support import tiny
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 from actors.messages import EngineSpec, GenerateRequest, TeachRequest
-from actors.weights import WeightSyncError, compare_digests, pack_chunk, tensor_digest
+from actors.weights.transfer import WeightSyncError, compare_digests, pack_chunk, tensor_digest
+from tests.support import tiny
 from trainers.types import Completion, TopLogprobs
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
@@ -28,7 +28,7 @@ Run = Callable[..., Any]
 
 
 def load(kept: dict[str, Any], spec: EngineSpec) -> None:
-    from actors.vllm_engine import VllmEngine
+    from actors.generator.vllm_engine import VllmEngine
 
     if "engine" in kept:
         kept.pop("engine").close()
@@ -376,7 +376,7 @@ def test_closing_tells_who_waits(engine: Run) -> None:
 
 def test_a_model_that_cannot_be_loaded_is_told(run: Run, tmp_path: Path) -> None:
     def body(kept: dict[str, Any], spec: EngineSpec) -> list[str]:
-        from actors.vllm_engine import VllmEngine
+        from actors.generator.vllm_engine import VllmEngine
 
         engine = VllmEngine(spec)
         first = engine.ready.exception(timeout=60)

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from learning import (
+from transformers import AutoTokenizer
+
+from actors.config import LearnerConfig
+from actors.learner.group import LearnerGroup
+from actors.messages import LearnerSpec, StepReport, UpdateOrder
+from tests.support import tiny
+from tests.support.learning import (
     CLIP,
     FACTORS,
     KL_COEF,
@@ -27,11 +32,6 @@ from learning import (
     sequence_logprobs,
     shuffled,
 )
-from transformers import AutoTokenizer
-
-from actors.config import LearnerConfig
-from actors.groups import LearnerGroup
-from actors.messages import LearnerSpec, StepReport, UpdateOrder
 from trainers.config import ImportanceConfig
 from trainers.errors import UserError
 from trainers.packing import pack_updates
@@ -279,7 +279,7 @@ def test_a_band_waits_for_no_rank_that_has_no_sample(policy: Path, truth: Truth,
 
 def test_bfloat16_without_zero_is_refused() -> None:
     """DeepSpeed's optimizer for that takes a step with zero gradients when it is made: wrong by a quarter of a step."""
-    from actors.deepspeed_engine import engine_config
+    from actors.learner.deepspeed_engine import engine_config
 
     with pytest.raises(UserError, match=r"learners\.zero_stage: 0 keeps no float32 master weights"):
         engine_config(LearnerConfig(zero_stage=0), dtype="bfloat16", max_grad_norm=1.0)

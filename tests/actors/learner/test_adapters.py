@@ -15,10 +15,15 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
-import tiny
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-from learning import (
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from actors.config import LoraConfig
+from actors.messages import LearnerSpec, StepReport, UpdateOrder
+from tests.support import tiny
+from tests.support.learning import (
     FACTORS,
     KL_COEF,
     LEARNING_RATE,
@@ -33,12 +38,7 @@ from learning import (
     sequence_logprobs,
     shuffled,
 )
-from safetensors.torch import load_file
-from tiny_adapters import make_adapter
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-from actors.config import LoraConfig
-from actors.messages import LearnerSpec, StepReport, UpdateOrder
+from tests.support.tiny_adapters import make_adapter
 from trainers.adapter_folder import read_adapter
 from trainers.types import AnnotatedSample, TrainSample
 

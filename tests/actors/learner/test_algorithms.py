@@ -12,9 +12,17 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
-import tiny
 import torch
-from learning import (
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+
+from actors.config import LoraConfig
+from actors.learner.actor import Learner
+from actors.learner.deepspeed_engine import GatheredWeights
+from actors.learner.group import LearnerGroup
+from actors.messages import LearnerSpec, StepReport, UpdateOrder
+from actors.modeling.quantized import quantised_layers
+from tests.support import tiny
+from tests.support.learning import (
     CLIP,
     FACTORS,
     LEARNING_RATE,
@@ -28,15 +36,7 @@ from learning import (
     sequence_logprobs,
     shuffled,
 )
-from tiny_adapters import make_adapter
-from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
-
-from actors.config import LoraConfig
-from actors.deepspeed_engine import GatheredWeights
-from actors.groups import LearnerGroup
-from actors.learner import Learner
-from actors.messages import LearnerSpec, StepReport, UpdateOrder
-from actors.quantised import quantised_layers
+from tests.support.tiny_adapters import make_adapter
 from trainers.adapter_folder import read_adapter
 from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig, PPOKLConfig, TeacherConfig
 from trainers.tiny_models import make_random_reward_model

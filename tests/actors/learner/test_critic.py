@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from actors import learner_models
 from actors.config import LearnerConfig, LoraConfig, PolicyConfig
-from actors.critic import forward_values, load_critic, value_head
+from actors.learner import models as learner_models
+from actors.learner.critic import forward_values, load_critic, value_head
+from tests.support import tiny
 from trainers.algorithms.config import CriticConfig, PPOConfig
 from trainers.config import TrainConfig
 from trainers.errors import UserError

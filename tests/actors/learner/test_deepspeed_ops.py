@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from actors import deepspeed_ops
+from actors.learner import deepspeed_ops
 
 SUM = """
 import os, torch
-from actors import deepspeed_ops
+from actors.learner import deepspeed_ops
 deepspeed_ops.use_built_ops()
 import deepspeed
 deepspeed.init_distributed("gloo")
@@ -68,7 +68,7 @@ def test_two_ranks_sum_with_and_without_the_op(built: bool, tmp_path: Path) -> N
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", SUM],
-            cwd=Path(__file__).resolve().parents[2],
+            cwd=Path(__file__).resolve().parents[3],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

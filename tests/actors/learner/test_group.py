@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 
 from actors.config import LearnerConfig
-from actors.generator import Generator
-from actors.groups import GeneratorGroup, LearnerGroup, WeightSynchronizer
-from actors.learner import Learner
+from actors.generator.actor import Generator
+from actors.learner.actor import Learner
+from actors.learner.group import GeneratorGroup, LearnerGroup, WeightSynchronizer
 from actors.messages import GenerateRequest, UpdateOrder
-from actors.remote import ActorGroup, RoleError, launch
-from actors.weights import GeneratorClient, ObjectStoreSender, Route, WeightSyncError
+from actors.runtime.actor_group import ActorGroup, RoleError, launch
+from actors.weights.transfer import GeneratorClient, ObjectStoreSender, Route, WeightSyncError
+from tests.support import tiny
 from trainers.algorithms.config import GRPOConfig, KLConfig
 from trainers.config import SamplingConfig, TrainConfig
 from trainers.types import AnnotatedSample, Completion, Sample, TrainSample, to_sample

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import nn
 from transformers import AutoConfig
 
 from actors.config import PolicyConfig
-from actors.policy import chosen_logprobs, forward, load_model, load_policy, load_tokenizer
+from actors.modeling.causal_lm import chosen_logprobs, forward, load_model, load_policy, load_tokenizer
+from tests.support import tiny
 
 LENGTHS = (9, 2, 5)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from actors.adapters import attach_adapter, trained_parameters
 from actors.config import LoraConfig, PolicyConfig
+from actors.modeling.peft_adapters import attach_adapter, trained_parameters
 from trainers import tiny_models
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -9,18 +9,18 @@ from typing import Any
 
 import peft
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_adapters import change, make_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.adapters import as_begun, trained_parameters
 from actors.config import LoraConfig, PolicyConfig
-from actors.critic import load_critic
-from actors.merging import write_merged
-from actors.origin import find_origin
-from actors.policy import load_policy, load_tokenizer
+from actors.learner.critic import load_critic
+from actors.modeling.causal_lm import load_policy, load_tokenizer
+from actors.modeling.merge import write_merged
+from actors.modeling.peft_adapters import as_begun, trained_parameters
+from actors.modeling.policy_source import find_origin
+from tests.support import tiny
+from tests.support.tiny_adapters import change, make_adapter
 from trainers.adapter_folder import find_base, is_adapter, read_adapter, tokenizer_source
 from trainers.algorithms.config import CriticConfig
 from trainers.errors import UserError

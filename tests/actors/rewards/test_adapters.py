@@ -7,16 +7,16 @@ from typing import Any
 
 import peft
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_adapters import change, make_adapter
-from tiny_reward_models import make_reward_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from actors.reward_checks import validate_rewards
-from actors.reward_config import ModelReward
-from actors.reward_model import RewardModel
+from actors.rewards.checks import validate_rewards
+from actors.rewards.config import ModelReward
+from actors.rewards.model import RewardModel
+from tests.support import tiny
+from tests.support.tiny_adapters import change, make_adapter
+from tests.support.tiny_reward_models import make_reward_model
 from trainers.errors import UserError
 from trainers.types import Prompt
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from actors.reward_checks import validate_rewards
-from actors.reward_config import RewardConfig
+from actors.rewards.checks import validate_rewards
+from actors.rewards.config import RewardConfig
 from trainers.errors import Problem
 
 ONE_LABEL = {"architectures": ["Qwen3ForSequenceClassification"], "id2label": {"0": "LABEL_0"}}

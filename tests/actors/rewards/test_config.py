@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from actors.reward_config import RewardConfig, reward_names
+from actors.rewards.config import RewardConfig, reward_names
 from trainers.errors import UserError
 
 
@@ -63,6 +63,6 @@ def test_every_key_has_its_help() -> None:
 
 
 def test_reading_it_loads_nothing_heavy() -> None:
-    code = "import sys, actors.reward_config, actors.reward_checks; print(*sys.modules)"
+    code = "import sys, actors.rewards.config, actors.rewards.checks; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"ray", "torch", "transformers", "httpx", "numpy"} & set(loaded)

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from actors.reward_answers import Answer
-from actors.reward_functions import HOPELESS, FunctionPool, WorkerError, read_function
+from actors.rewards.function_pool import HOPELESS, FunctionPool, WorkerError, read_function
+from actors.rewards.score import Answer
 from trainers.types import Prompt
 
 PROMPT = Prompt(
@@ -276,7 +276,7 @@ def test_the_process_dies_with_its_parent(tmp_path: Path) -> None:
         pytest.skip("only Linux ends a process with its parent")
     parent = (
         "import asyncio, os, sys\nfrom pathlib import Path\n"
-        "from actors.reward_functions import FunctionPool, read_function\n"
+        "from actors.rewards.function_pool import FunctionPool, read_function\n"
         "from trainers.types import Prompt\n"
         "async def main():\n"
         "    pool = FunctionPool(read_function(Path(sys.argv[1]), 'f', timeout_s=600), workers=1)\n"

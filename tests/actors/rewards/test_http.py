@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from actors.reward_answers import Answer, PassingError, RewardError
-from actors.reward_http import HttpScorer
+from actors.rewards.http import HttpScorer
+from actors.rewards.score import Answer, PassingError, RewardError
 from trainers.types import Prompt
 
 PROMPT = Prompt(

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_reward_models import make_reward_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from actors.reward_batching import ModelReplica
-from actors.reward_config import ModelReward
-from actors.reward_model import RewardModel
+from actors.rewards.config import ModelReward
+from actors.rewards.model import RewardModel
+from actors.rewards.model_replica import ModelReplica
+from tests.support.tiny_reward_models import make_reward_model
 from trainers.errors import UserError
 from trainers.types import Message, Prompt
 

@@ -17,12 +17,12 @@ import psutil
 import pytest
 import torch
 from pydantic import TypeAdapter
-from tiny_reward_models import make_reward_model, make_tokenizer
 from transformers import AutoModelForSequenceClassification
 
-from actors.remote import RoleError
-from actors.reward_config import RewardConfig
-from actors.scorer import GroupScores, Scorer, ScoreRequest
+from actors.rewards.config import RewardConfig
+from actors.rewards.scorer import GroupScores, Scorer, ScoreRequest
+from actors.runtime.actor_group import RoleError
+from tests.support.tiny_reward_models import make_reward_model, make_tokenizer
 from trainers.errors import UserError
 from trainers.types import Prompt
 

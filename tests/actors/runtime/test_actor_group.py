@@ -17,9 +17,9 @@ from typing import Any
 
 import psutil
 import pytest
-import tiny
 
-from actors.remote import ActorGroup, RoleError, launch
+from actors.runtime.actor_group import ActorGroup, RoleError, launch
+from tests.support import tiny
 
 tiny.by_value(__name__)
 

@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 
-from actors.remote import peak_memory
+from actors.runtime.actor_group import peak_memory
 
 CHILD = """
-from actors.remote import peak_memory
+from actors.runtime.actor_group import peak_memory
 before = peak_memory()
 held = bytearray(300 << 20)
 held[:: 4096] = bytes(len(held) // 4096)

@@ -10,8 +10,8 @@ import pytest
 import ray
 
 from actors.config import GeneratorConfig, LearnerConfig
-from actors.placement import Layout, generator_seats, layout, learner_seats, reserve
-from actors.remote import RoleError
+from actors.runtime.actor_group import RoleError
+from actors.runtime.placement import Layout, generator_seats, layout, learner_seats, reserve
 
 GENERATORS, LEARNERS = GeneratorConfig(replicas=2, tensor_parallel=4), LearnerConfig(workers=3)
 

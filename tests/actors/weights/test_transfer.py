@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors import weights
-from actors.weights import WeightSyncError, compare_digests, pack_chunk, tensor_digest, unpack_chunk
+from actors.weights import transfer as weights
+from actors.weights.transfer import WeightSyncError, compare_digests, pack_chunk, tensor_digest, unpack_chunk
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 

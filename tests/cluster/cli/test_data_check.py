@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster.data_check import _lines, data_check
+from cluster.cli.data_check import _lines, data_check
 from trainers.tiny_models import make_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 BUNDLED = sorted((ROOT / "examples").rglob("*.jsonl"))
 
 
@@ -147,9 +147,8 @@ def test_standard_input(packed: bool, capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_a_slow_pipe_is_read_to_its_end() -> None:
-    code = (
-        "from cluster.data_check import data_check; data_check(['-'], model=None, strip_responses=False, as_json=True)"
-    )
+    call = "data_check(['-'], model=None, strip_responses=False, as_json=True)"
+    code = f"from cluster.cli.data_check import data_check; {call}"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin is not None
     assert child.stdout is not None
@@ -171,7 +170,7 @@ def test_unreadable_files_are_told(write: Any, tmp_path: Path, capsys: pytest.Ca
 
 def test_the_import_stays_light() -> None:
     """Neither torch nor Arrow is needed to say that a file is ready."""
-    code = "import sys, cluster.data_check; print({'torch', 'pyarrow', 'transformers', 'ray'} & set(sys.modules))"
+    code = "import sys, cluster.cli.data_check; print({'torch', 'pyarrow', 'transformers', 'ray'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )

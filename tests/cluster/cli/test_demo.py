@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from greedy_answers import greedy_answers
 
-from cluster.demo import MODELS
+from cluster.cli.demo import MODELS
+from tests.support.greedy_answers import greedy_answers
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 

@@ -8,11 +8,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cluster.cli import app
-from cluster.run_directory import RunDirectory
+from cluster.cli.main import app
+from cluster.runs.directory import RunDirectory
 from trainers.config import Config
 
-RLHF = [sys.executable, "-c", "from cluster.cli import main; main()"]
+RLHF = [sys.executable, "-c", "from cluster.cli.main import main; main()"]
 
 
 def rlhf(*arguments):
@@ -155,5 +155,5 @@ def test_chat_with_what_is_no_model_ends_with_2(tmp_path):
 
 def test_importing_the_command_line_loads_nothing_heavy():
     heavy = "{'torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'numpy', 'pydantic', 'rich'}"
-    code = f"import sys, cluster.cli; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, cluster.cli.main; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

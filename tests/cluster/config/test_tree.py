@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.overrides import apply_overrides, parse_override, read_yaml, set_path
+from cluster.config.tree import apply_overrides, parse_override, read_yaml, set_path
 from trainers.errors import UserError
 
 

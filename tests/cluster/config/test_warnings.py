@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from cluster.advice import advise
-from cluster.config import load_config, parse_config, run_schema
-from cluster.config_checks import cross_checks
-from cluster.overrides import set_path
+from cluster.config.checks import cross_checks
+from cluster.config.run import load_config, parse_config, run_schema
+from cluster.config.tree import set_path
+from cluster.config.warnings import advise
 from trainers.errors import UserError
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples").rglob("*.yaml"))
 BILLION = 1_000_000_000
 MODEL = {"type": "model", "model": "org/judge"}
 RULE = {"type": "function", "path": "/rules.py:right"}

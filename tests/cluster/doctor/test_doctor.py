@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doctor_runs.record import SICK, TAUGHT
 
-from cluster.config import load_config, parse_config
-from cluster.service.doctor import RULES, Finding, SampleSummary, diagnose
-from cluster.service.doctor.series import Series, spikes
+from cluster.config.run import load_config, parse_config
+from cluster.doctor import RULES, Finding, SampleSummary, diagnose
+from cluster.doctor.curves import Series, spikes
+from tests.cluster.doctor.runs.record import SICK, TAUGHT
 
-REAL = Path(__file__).parent / "doctor_runs"
-EXAMPLE = REAL.parents[2] / "examples" / "arithmetic" / "grpo.yaml"
+REAL = Path(__file__).parent / "runs"
+EXAMPLE = REAL.parents[3] / "examples" / "arithmetic" / "grpo.yaml"
 SEEDS = range(8)
 Curves = dict[str, np.ndarray]
 
@@ -434,7 +434,7 @@ def test_a_policy_that_was_its_teacher_from_the_start_is_well() -> None:
     ],
 )
 def test_a_real_run_made_to_show_a_disease(name: str, expected: dict[str, str]) -> None:
-    """As `doctor_runs/record.py` made it, and nothing else is found. Dissolved: rewards thrown by dice, at 1e-3."""
+    """As `runs/record.py` made it, and nothing else is found. Dissolved: rewards thrown by dice, at 1e-3."""
     tree = load_config(EXAMPLE, list(SICK[name])).model_dump(mode="json")
     lines = (REAL / f"{name}.samples.jsonl").read_text().splitlines()
     findings = diagnose(real(name), tree, [SampleSummary(**json.loads(line)) for line in lines])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cluster.service.doctor import summarise
-from cluster.service.doctor.samples import loops
+from cluster.doctor import summarise
+from cluster.doctor.sample_summary import loops
 
 PROSE = (
     "The committee met on Tuesday to discuss the budget for the coming year. After two hours the members agreed that "

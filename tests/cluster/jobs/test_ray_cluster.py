@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.service.ray_cluster import RayCluster
+from cluster.jobs.ray_cluster import RayCluster
 
 STOP_S = 5.0
 

@@ -11,8 +11,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from starlette.testclient import TestClient
 
-from cluster.run_directory import RunDirectory
-from cluster.service.models import Models, describe
+from cluster.models.catalog import Models, describe
+from cluster.runs.directory import RunDirectory
 from cluster.service.settings import Settings
 
 CAUSAL = {

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from cluster.chat import ChatModel, ChatOptions, answer, run_chat
+from cluster.models.chat import ChatModel, ChatOptions, answer, run_chat
 from trainers.errors import UserError
 from trainers.tiny_models import make_tokenizer
 

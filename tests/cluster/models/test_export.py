@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from actors.adapters import save_adapter, trained_parameters
-from actors.policy import load_model, load_policy, load_tokenizer
-from actors.quantised import write_dequantised
-from cluster.cli import app
-from cluster.config import RunConfig, parse_config
-from cluster.export import recorded_sequences, require_space
-from cluster.recorder import Recorder, RolloutRow
-from cluster.run_directory import RunDirectory
+from actors.modeling.causal_lm import load_model, load_policy, load_tokenizer
+from actors.modeling.peft_adapters import save_adapter, trained_parameters
+from actors.modeling.quantized import write_dequantised
+from cluster.cli.main import app
+from cluster.config.run import RunConfig, parse_config
+from cluster.models.export import recorded_sequences, require_space
+from cluster.runs.directory import RunDirectory
+from cluster.runs.recorder import Recorder, RolloutRow
 from trainers.errors import UserError
 from trainers.tiny_models import make_random_policy
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import fsspec
 import pytest
-import stored
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cluster.stores import GivenUp, StoreError, address_problem, list_folder, patiently
+from cluster.models.object_store import GivenUp, StoreError, address_problem, list_folder, patiently
+from tests.support import remote_stores
 
 
 @pytest.fixture(autouse=True)
@@ -56,14 +56,14 @@ def test_a_password_is_refused_and_not_repeated():
 
 
 def test_a_listing_has_files_with_versions_and_folders():
-    stored.put("memory://m/policy", {"config.json": "{}", ".hidden": "x"})
-    stored.put("memory://m/policy/inner", {"x.json": "{}"})
+    remote_stores.put("memory://m/policy", {"config.json": "{}", ".hidden": "x"})
+    remote_stores.put("memory://m/policy/inner", {"x.json": "{}"})
     folder = list_folder("memory://m/policy/")
     assert (folder.name, folder.folders, folder.child("inner")) == ("policy", ("inner",), "memory://m/policy/inner")
     assert [(file.name, file.size) for file in folder.files] == [("config.json", 2)]
     before = folder.digest(folder.files)
     assert list_folder("memory://m/policy").digest(folder.files) == before
-    stored.put("memory://m/policy", {"config.json": "[]"})  # as long as it was
+    remote_stores.put("memory://m/policy", {"config.json": "[]"})  # as long as it was
     now = list_folder("memory://m/policy")
     assert now.digest(now.files) != before
 

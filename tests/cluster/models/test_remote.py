@@ -9,15 +9,15 @@ from pathlib import Path
 
 import fsspec
 import pytest
-import stored
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
-from cluster.config import parse_config
-from cluster.remote_models import addresses, as_resumed, as_run, fetch, fetched, model_store, outlined
-from cluster.run_directory import RunDirectory
-from cluster.stores import StoreError
+from cluster.config.run import parse_config
+from cluster.models.object_store import StoreError
+from cluster.models.remote import addresses, as_resumed, as_run, fetch, fetched, model_store, outlined
+from cluster.runs.directory import RunDirectory
+from tests.support import remote_stores
 from trainers.errors import UserError
 
 ADDRESS = "memory://models/policy"
@@ -26,8 +26,8 @@ ADDRESS = "memory://models/policy"
 @pytest.fixture(autouse=True)
 def empty_stores():
     yield
-    stored.Torn.broken = True
-    for kind in (MemoryFileSystem, stored.Torn):
+    remote_stores.Torn.broken = True
+    for kind in (MemoryFileSystem, remote_stores.Torn):
         kind.store.clear()
         kind.pseudo_dirs[:] = [""]
 
@@ -54,9 +54,11 @@ def names(store):
 
 
 def test_a_model_comes_whole_with_the_files_that_loading_needs(store):
-    stored.put_model(ADDRESS)
-    stored.put(ADDRESS, {"pytorch_model.bin": "x", "modeling.py": "x", "README.md": "x", "chat_template.jinja": "x"})
-    stored.put(f"{ADDRESS}/deeper", {"other.json": "{}"})
+    remote_stores.put_model(ADDRESS)
+    remote_stores.put(
+        ADDRESS, {"pytorch_model.bin": "x", "modeling.py": "x", "README.md": "x", "chat_template.jinja": "x"}
+    )
+    remote_stores.put(f"{ADDRESS}/deeper", {"other.json": "{}"})
     told = []
     folder = fetch(ADDRESS, store, "whole", note=told.append)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -68,17 +70,17 @@ def test_a_model_comes_whole_with_the_files_that_loading_needs(store):
     ]
     assert folder.name == "policy"
     assert folder.parent.name.startswith("policy-")
-    assert (load_file(folder / "model.safetensors")["a"] == stored.TENSORS["a"]).all()
+    assert (load_file(folder / "model.safetensors")["a"] == remote_stores.TENSORS["a"]).all()
     assert told == ["fetching memory://models/policy (0.0 MB)"]
 
 
 def test_an_unchanged_model_is_not_fetched_again_and_a_changed_one_is(store):
-    stored.put_model(ADDRESS)
+    remote_stores.put_model(ADDRESS)
     first = fetch(ADDRESS, store, "whole")
     told = []
     assert fetch(ADDRESS, store, "whole", note=told.append) == first
     assert told == []
-    stored.put(ADDRESS, {"model.safetensors": save({"a": stored.TENSORS["b"]})})
+    remote_stores.put(ADDRESS, {"model.safetensors": save({"a": remote_stores.TENSORS["b"]})})
     second = fetch(ADDRESS, store, "whole")
     assert second != first
     assert list(load_file(second / "model.safetensors")) == ["a"]
@@ -86,7 +88,7 @@ def test_an_unchanged_model_is_not_fetched_again_and_a_changed_one_is(store):
 
 
 def test_a_fetch_that_breaks_off_leaves_nothing_that_is_taken_for_whole(store):
-    stored.put_model("torn://models/policy")
+    remote_stores.put_model("torn://models/policy")
     with pytest.raises(
         StoreError, match="torn://models/policy cannot be read: ConnectionResetError: the store hung up"
     ):
@@ -96,7 +98,7 @@ def test_a_fetch_that_breaks_off_leaves_nothing_that_is_taken_for_whole(store):
     assert not list(store.glob("policy-*"))
     kept = store / partial / "policy" / "config.json"
     inode = kept.stat().st_ino
-    stored.Torn.broken = False
+    remote_stores.Torn.broken = False
     folder = fetch("torn://models/policy", store, "whole")
     assert (folder / "config.json").stat().st_ino == inode  # what was whole is not fetched again
     assert set(load_file(folder / "model.safetensors")) == {"a", "b"}
@@ -104,7 +106,7 @@ def test_a_fetch_that_breaks_off_leaves_nothing_that_is_taken_for_whole(store):
 
 
 def test_a_process_waits_for_another_that_fetches_the_same(store):
-    stored.put_model(ADDRESS)
+    remote_stores.put_model(ADDRESS)
     first = fetch(ADDRESS, store, "whole")
     (store / first.parent.name).rename(store / "aside")
     told, waiting = [], threading.Event()
@@ -126,12 +128,12 @@ def test_a_process_waits_for_another_that_fetches_the_same(store):
 
 
 def test_an_outline_says_all_but_the_weights(store):
-    stored.put_model(ADDRESS)
+    remote_stores.put_model(ADDRESS)
     outline = fetch(ADDRESS, store, "outline")
     assert outline.parent.name.endswith("-outline")
     with safe_open(outline / "model.safetensors", framework="np") as tensors:
         assert {key: tensors.get_slice(key).get_shape() for key in tensors.keys()} == {"a": [3, 4], "b": [5]}  # noqa: SIM118
-    assert json.loads((outline / "config.json").read_text()) == stored.CAUSAL
+    assert json.loads((outline / "config.json").read_text()) == remote_stores.CAUSAL
     whole = fetch(ADDRESS, store, "whole")
     assert whole != outline
     assert (outline / "model.safetensors").stat().st_size == (whole / "model.safetensors").stat().st_size
@@ -140,19 +142,19 @@ def test_an_outline_says_all_but_the_weights(store):
 
 
 def test_what_is_no_model_is_refused_before_anything_is_fetched(store):
-    stored.put("memory://models/empty", {"model.safetensors": "x"})
+    remote_stores.put("memory://models/empty", {"model.safetensors": "x"})
     with pytest.raises(StoreError, match=r"holds no config\.json and no adapter_config\.json"):
         fetch("memory://models/empty", store, "whole")
-    stored.put_model("memory://models/large")
-    stored.put("memory://models/large", {"data.json": b"x" * ((64 << 20) + 1)})
+    remote_stores.put_model("memory://models/large")
+    remote_stores.put("memory://models/large", {"data.json": b"x" * ((64 << 20) + 1)})
     with pytest.raises(StoreError, match=r"memory://models/large/data\.json has 67\.1 MB, more than"):
         fetch("memory://models/large", store, "whole")
     assert not store.exists()
 
 
 def test_a_config_gets_folders_and_keeps_its_rewards_names(tmp_path):
-    stored.put_model(ADDRESS)
-    stored.put_model("memory://models/judge")
+    remote_stores.put_model(ADDRESS)
+    remote_stores.put_model("memory://models/judge")
     config = config_of(tmp_path, reward="memory://models/judge")
     assert addresses(config) == {"policy.model": ADDRESS, "rewards.0.model": "memory://models/judge"}
     here = outlined(config).config
@@ -175,20 +177,20 @@ def new_run(tmp_path):
 
 
 def test_a_run_notes_what_it_began_with_and_goes_on_with_that(tmp_path):
-    stored.put_model(ADDRESS)
+    remote_stores.put_model(ADDRESS)
     run, config = new_run(tmp_path)
     assert as_run(config, run).policy.model == ADDRESS
     began = fetched(config, run, note=lambda _: None)
     assert as_run(config, run) == began
     assert run.config()["policy"]["model"] == ADDRESS
-    stored.put_model(ADDRESS, vocab_size=300)
+    remote_stores.put_model(ADDRESS, vocab_size=300)
     assert fetched(config, run, note=lambda _: None) == began  # resumed
     other, _ = new_run(tmp_path)
     assert fetched(config, other, note=lambda _: None) != began
 
 
 def test_the_checks_of_a_resumed_run_need_no_store(tmp_path, monkeypatch):
-    stored.put_model(ADDRESS)
+    remote_stores.put_model(ADDRESS)
     run, config = new_run(tmp_path)
     monkeypatch.chdir(tmp_path)
     began = fetched(config, RunDirectory(Path(run.path.name)), note=lambda _: None)
@@ -203,11 +205,11 @@ def test_the_checks_of_a_resumed_run_need_no_store(tmp_path, monkeypatch):
 
 
 def test_a_run_is_not_resumed_with_another_model_than_it_began_with(tmp_path):
-    stored.put_model(ADDRESS)
+    remote_stores.put_model(ADDRESS)
     run, config = new_run(tmp_path)
     began = fetched(config, run, note=lambda _: None).policy.model
     model_store(tmp_path).rename(tmp_path / "gone")
-    stored.put_model(ADDRESS, vocab_size=300)
+    remote_stores.put_model(ADDRESS, vocab_size=300)
     with pytest.raises(UserError, match="is not what this run began with") as caught:
         fetched(config, run, note=lambda _: None)
     assert caught.value.problems[0].where == "policy.model"
@@ -230,6 +232,6 @@ class Timeless(MemoryFileSystem):
 
 def test_a_store_that_would_not_show_a_change_is_refused(store):
     fsspec.register_implementation("timeless", Timeless, clobber=True)
-    stored.put_model(ADDRESS)
+    remote_stores.put_model(ADDRESS)
     with pytest.raises(StoreError, match=r"does not say size and time of timeless://models/policy/config\.json"):
         fetch("timeless://models/policy", store, "whole")

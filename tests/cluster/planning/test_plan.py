@@ -12,10 +12,10 @@ import yaml
 from rich.console import Console
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
-from cluster.config import parse_config
-from cluster.plan import as_json, batch_arithmetic, find_problems, make_plan, render
-from cluster.plan_memory import generator_memory, kv_bytes_per_token, learner_memory
-from cluster.plan_models import ModelInfo, read_model
+from cluster.config.run import parse_config
+from cluster.models.inspect import ModelInfo, read_model
+from cluster.planning.memory import generator_memory, kv_bytes_per_token, learner_memory
+from cluster.planning.plan import as_json, batch_arithmetic, find_problems, make_plan, render
 from trainers.errors import UserError
 from trainers.tiny_models import make_tokenizer
 
@@ -306,7 +306,7 @@ def test_warnings_stop_nothing_and_know_the_models_size(make):
 
 def test_standard_output_is_json_and_nothing_else(make, tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(make().model_dump(mode="json")))
-    command = "from cluster.cli import main; main()"
+    command = "from cluster.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", command, "plan", tmp_path / "run.yaml", "--json"], capture_output=True, text=True
     )
@@ -321,7 +321,7 @@ def test_on_gpus_each_learner_has_one(make):
 
 
 def test_the_module_itself_loads_no_engine():
-    code = "import sys, cluster.plan; print({'torch', 'ray', 'transformers'} & set(sys.modules))"
+    code = "import sys, cluster.planning.plan; print({'torch', 'ray', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
@@ -545,7 +545,7 @@ def test_the_command_refuses_an_adapter_without_its_base(make, adapter, tmp_path
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/nowhere/base"}))
     config = make(policy={"model": str(adapter)})
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = "from cluster.cli import main; main()"
+    command = "from cluster.cli.main import main; main()"
     for verb in ("plan", "train"):
         done = subprocess.run(
             [sys.executable, "-c", command, verb, tmp_path / "run.yaml"], capture_output=True, text=True

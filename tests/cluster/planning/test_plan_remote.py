@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-import stored
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
-from cluster.config import parse_config
-from cluster.plan import find_problems, make_plan
+from cluster.config.run import parse_config
+from cluster.planning.plan import find_problems, make_plan
+from tests.support import remote_stores
 from trainers.tiny_models import make_tokenizer
 
 
@@ -42,7 +42,7 @@ def models(tmp_path_factory):
 def bucket(models):
     """The same in a store."""
     for folder in models.iterdir():
-        stored.upload(folder, f"memory://bucket/{folder.name}")
+        remote_stores.upload(folder, f"memory://bucket/{folder.name}")
     yield "memory://bucket"
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
@@ -117,8 +117,10 @@ def test_what_the_store_has_not_comes_with_all_other_problems(make, bucket):
 )
 def test_an_adapter_in_a_store_has_a_base_that_is_not(make, bucket, base, message):
     config = {"peft_type": "LORA", "base_model_name_or_path": base, "r": 8, "lora_alpha": 16}
-    weights = stored.save(stored.TENSORS)
-    stored.put(f"{bucket}/sft", {"adapter_config.json": json.dumps(config), "adapter_model.safetensors": weights})
+    weights = remote_stores.save(remote_stores.TENSORS)
+    remote_stores.put(
+        f"{bucket}/sft", {"adapter_config.json": json.dumps(config), "adapter_model.safetensors": weights}
+    )
     found = problems(make(bucket, policy={"model": f"{bucket}/sft"}))
     assert message in found["policy.model"]
     assert f"the base of {bucket}/sft" in found["policy.model"]
@@ -126,6 +128,8 @@ def test_an_adapter_in_a_store_has_a_base_that_is_not(make, bucket, base, messag
 
 def test_an_adapter_in_a_store_on_a_base_that_is_here(make, models, bucket):
     config = {"peft_type": "LORA", "base_model_name_or_path": str(models / "policy"), "r": 8, "lora_alpha": 16}
-    weights = stored.save(stored.TENSORS)
-    stored.put(f"{bucket}/sft", {"adapter_config.json": json.dumps(config), "adapter_model.safetensors": weights})
+    weights = remote_stores.save(remote_stores.TENSORS)
+    remote_stores.put(
+        f"{bucket}/sft", {"adapter_config.json": json.dumps(config), "adapter_model.safetensors": weights}
+    )
     assert problems(make(bucket, policy={"model": f"{bucket}/sft", "dtype": "float32"})) == {}

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from cluster.cli import app
-from cluster.ranks import LayerRank, read_ranks
-from cluster.run_directory import RunDirectory
+from cluster.cli.main import app
+from cluster.runs.adalora_ranks import LayerRank, read_ranks
+from cluster.runs.directory import RunDirectory
 from trainers.config import Config
 from trainers.tiny_models import make_random_policy
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.files import (
+from cluster.runs.atomic_files import (
     RunDirectoryError,
     explained,
     free_bytes,

@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cluster.checkpoint import Checkpoint, CheckpointStore, DriverState, checkpoint_steps, verify
-from cluster.files import RunDirectoryError
+from cluster.runs.atomic_files import RunDirectoryError
+from cluster.runs.checkpoint import Checkpoint, CheckpointStore, DriverState, checkpoint_steps, verify
 from trainers.errors import UserError
 
 FILE_OPERATIONS = frozenset(

@@ -18,8 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cluster.checkpoint import CheckpointStore, DriverState
-from cluster.run_directory import (
+from cluster.runs.checkpoint import CheckpointStore, DriverState
+from cluster.runs.directory import (
     RunDirectory,
     RunError,
     config_digest,
@@ -234,11 +234,11 @@ def test_versions_are_those_of_installed_packages() -> None:
 def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
     run = create(tmp_path)
     program = (
-        "import sys; from pathlib import Path; from cluster.run_directory import RunDirectory\n"
+        "import sys; from pathlib import Path; from cluster.runs.directory import RunDirectory\n"
         f"with RunDirectory(Path({str(run.path)!r})).locked():\n"
         "    print('in', flush=True); sys.stdin.read()"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     holder = subprocess.Popen(
         [sys.executable, "-c", program],
         stdin=subprocess.PIPE,

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.files import RunDirectoryError
-from cluster.recorder import Recorder, RolloutRow, read_metrics, rollout_rows
+from cluster.runs.atomic_files import RunDirectoryError
+from cluster.runs.recorder import Recorder, RolloutRow, read_metrics, rollout_rows
 from trainers.types import Completion, Prompt, Rollout, TokenPrompt
 
 
@@ -262,11 +262,12 @@ def test_tensorboard_shows_the_resumed_run_once(tmp_path: Path) -> None:
 
 def test_without_tensorboard_no_torch_is_imported(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from cluster.recorder import Recorder; import cluster.run_directory\n"
+        "import sys; from pathlib import Path\n"
+        "import cluster.runs.directory; from cluster.runs.recorder import Recorder\n"
         f"Recorder(Path({str(tmp_path)!r}), tensorboard=False).step({{'step': 1}})\n"
         "print(sorted({'torch', 'ray', 'vllm', 'deepspeed'} & sys.modules.keys()))"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True
     )

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from cluster.run_directory import RunDirectory
-from cluster.runs import details, find_run, list_runs
+from cluster.runs.directory import RunDirectory
+from cluster.runs.summary import details, find_run, list_runs
 from trainers.config import Config
 from trainers.errors import UserError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.service.work import Chat
+from cluster.service.workers.main import Chat
 from trainers.errors import UserError
 from trainers.tiny_models import make_random_policy
 

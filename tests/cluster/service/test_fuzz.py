@@ -15,14 +15,14 @@ import pytest
 import schemathesis
 import uvicorn
 from hypothesis import HealthCheck, given, settings
-from served import TREE
 
-from cluster.config import parse_config
-from cluster.recorder import Recorder
-from cluster.run_directory import RunDirectory
+from cluster.config.run import parse_config
+from cluster.jobs.ray_cluster import RayCluster
+from cluster.runs.directory import RunDirectory
+from cluster.runs.recorder import Recorder
 from cluster.service.app import make_app
-from cluster.service.ray_cluster import RayCluster
 from cluster.service.settings import Settings
+from tests.support.served import TREE
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

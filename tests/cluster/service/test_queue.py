@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from served import TREE
 
-from cluster.config import parse_config
-from cluster.run_directory import RunDirectory
+from cluster.config.run import parse_config
+from cluster.jobs.ray_cluster import ClusterStatus, Resource
+from cluster.runs.directory import RunDirectory
 from cluster.service.queue import demand, obstacle
-from cluster.service.ray_cluster import ClusterStatus, Resource
+from tests.support.served import TREE
 
 MakeRun = Callable[..., RunDirectory]
 

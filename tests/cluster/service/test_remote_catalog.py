@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import save, save_file
-from served import TREE, serving
 from starlette.testclient import TestClient
 
-from cluster.config import parse_config
+from cluster.config.run import parse_config
+from cluster.service.remote_catalog import StoredModels
 from cluster.service.settings import Settings
-from cluster.service.stored import StoredModels
 from cluster.service.vetting import model_problem, vet
+from tests.support.served import TREE, serving
 
 CAUSAL = {"architectures": ["Qwen3ForCausalLM"], "dtype": "float32", "vocab_size": 257, "max_position_embeddings": 128}
 REWARD = {**CAUSAL, "architectures": ["Qwen3ForSequenceClassification"], "num_labels": 1}

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from served import TREE, serving
 from starlette.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from cluster.recorder import Recorder, RolloutRow
-from cluster.run_directory import RunDirectory, RunError
-from cluster.service.creating import changed_config
-from cluster.service.metrics import MetricsReader
+from cluster.runs.directory import RunDirectory, RunError
+from cluster.runs.recorder import Recorder, RolloutRow
+from cluster.service.results.metrics import MetricsReader
+from cluster.service.run_creation import changed_config
 from cluster.service.run_view import Job, read_job, write_job
 from cluster.service.settings import Settings
+from tests.support.served import TREE, serving
 
 MakeRun = Callable[..., RunDirectory]
 STEPS = [{"step": i, "time": 100.0 + i, "reward/mean": i / 10, "time/step_s": 2.0} for i in range(1, 11)]
@@ -31,7 +31,7 @@ STEPS = [{"step": i, "time": 100.0 + i, "reward/mean": i / 10, "time/step_s": 2.
 HOLD = """
 import sys
 from pathlib import Path
-from cluster.run_directory import RunDirectory
+from cluster.runs.directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])).locked():
     print("held", flush=True)
     sys.stdin.read()

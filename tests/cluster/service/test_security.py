@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from served import serving
 from starlette.testclient import TestClient
 
 from cluster.service.security import LONGEST_BODY, Attempts, Tickets, sha256
 from cluster.service.settings import Settings, is_loopback
+from tests.support.served import serving
 
 TOKEN = "correct horse battery staple".replace(" ", "-")
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
-from served import TREE
 
-from cluster.config import parse_config
-from cluster.run_directory import RunDirectory
+from cluster.config.run import parse_config
+from cluster.runs.directory import RunDirectory
 from cluster.service.serve import ServeOptions, make_settings, new_token
+from tests.support.served import TREE
 from trainers.errors import UserError
 
 RLHF = str(Path(sys.executable).with_name("rlhf"))

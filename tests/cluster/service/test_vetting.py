@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import TREE
 
-from cluster.config import parse_config
+from cluster.config.run import parse_config
 from cluster.service.settings import Settings
 from cluster.service.vetting import model_problem, owned, redacted, short_yaml, vet
+from tests.support.served import TREE
 from trainers.errors import UserError
 
 

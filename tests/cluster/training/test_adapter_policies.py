@@ -12,9 +12,9 @@ import peft
 import pytest
 import torch
 import yaml
-from recorded import adapter_bytes, recorded_gap
 from transformers import AutoModelForCausalLM
 
+from tests.support.recorded import adapter_bytes, recorded_gap
 from trainers.tiny_models import make_random_policy
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.buffer import RolloutBuffer
+from cluster.training.buffer import RolloutBuffer
 from trainers.types import Completion, Prompt, Rollout, TokenPrompt
 
 

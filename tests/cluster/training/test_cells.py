@@ -12,13 +12,13 @@ from typing import Any
 import peft
 import pyarrow.parquet as pq
 import pytest
-from greedy_answers import greedy_answers
-from recorded import adapter_bytes, recorded_gap
 from transformers import AutoModelForCausalLM
 
 from benchmarks.matrix import CELLS, Cell, prepare, run_cell
-from cluster.demo import MODELS
-from cluster.ranks import read_ranks
+from cluster.cli.demo import MODELS
+from cluster.runs.adalora_ranks import read_ranks
+from tests.support.greedy_answers import greedy_answers
+from tests.support.recorded import adapter_bytes, recorded_gap
 
 pytestmark = [
     pytest.mark.integration,

@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_runs import (
+
+from actors.fakes import Event
+from actors.messages import UpdateOrder
+from actors.runtime.actor_group import RoleError
+from cluster.config.run import RunConfig
+from cluster.runs.checkpoint import checkpoint_steps
+from cluster.training import driver
+from cluster.training.driver import LogprobGapError
+from cluster.training.rollouts import RewardsFailedError
+from tests.support.fake_runs import (
     PER_STEP,
     PROMPTS,
     SAMPLES,
@@ -21,15 +30,6 @@ from fake_runs import (
     nothing_is_under_way,
     raising,
 )
-
-from actors.fakes import Event
-from actors.messages import UpdateOrder
-from actors.remote import RoleError
-from cluster import driver
-from cluster.checkpoint import checkpoint_steps
-from cluster.config import RunConfig
-from cluster.driver import LogprobGapError
-from cluster.groups import RewardsFailedError
 from trainers.seeds import derive_seed
 
 # --- the order of a step ----------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_runs import PER_STEP, STEPS, KilledError, Run, new_run, raising
 
-from cluster.groups import RewardsFailedError
+from cluster.training.rollouts import RewardsFailedError
+from tests.support.fake_runs import PER_STEP, STEPS, KilledError, Run, new_run, raising
 
 DYNAMIC = {"algorithm": {"dynamic_sampling": 3}, "sampling": {"n": 2, "max_tokens": 1}}
 

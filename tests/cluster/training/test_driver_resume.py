@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_runs import (
+
+from cluster.runs.checkpoint import checkpoint_steps
+from cluster.training.driver import Interrupted
+from tests.support.fake_runs import (
     PER_STEP,
     SAMPLES,
     STEPS,
@@ -19,9 +22,6 @@ from fake_runs import (
     nothing_is_under_way,
     raising,
 )
-
-from cluster.checkpoint import checkpoint_steps
-from cluster.driver import Interrupted
 
 # --- kills and stops --------------------------------------------------------------------------------------------------
 

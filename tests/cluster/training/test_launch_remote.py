@@ -10,12 +10,12 @@ import threading
 
 import fsspec
 import pytest
-import stored
 from fsspec.implementations.memory import MemoryFileSystem
 from rich.console import Console
 
-from cluster import launch
-from cluster.config import parse_config
+from cluster.config.run import parse_config
+from cluster.training import launch
+from tests.support import remote_stores
 from trainers.errors import UserError
 
 
@@ -54,7 +54,7 @@ def config_of(tmp_path, policy, reward):
 
 
 def test_a_model_that_cannot_be_had_ends_the_run_before_ray_is_started(tmp_path):
-    stored.put_model("memory://models/policy")
+    remote_stores.put_model("memory://models/policy")
     config = config_of(tmp_path, "memory://models/policy", {"type": "model", "model": "memory://models/none"})
     told = io.StringIO()
     with pytest.raises(UserError, match=r"rewards\.0\.model: no such folder: memory://models/none"):
@@ -68,7 +68,7 @@ def test_a_model_that_cannot_be_had_ends_the_run_before_ray_is_started(tmp_path)
 
 
 def test_a_termination_while_a_model_is_fetched_stops_the_run(tmp_path):
-    stored.put_model("memory://models/policy")
+    remote_stores.put_model("memory://models/policy")
     config = config_of(tmp_path, "ending://models/policy", {"type": "http", "url": "http://judge/score"})
     before = signal.getsignal(signal.SIGTERM)
     outcome = launch.train(config, console=Console(file=io.StringIO()))

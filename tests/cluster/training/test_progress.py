@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from cluster.progress import Bar, Lines, headline, make_progress
+from cluster.training.progress import Bar, Lines, headline, make_progress
 
 METRICS = {
     "step": 3,

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from actors.messages import Proof, StepReport
-from cluster.measures import Clock, StepFacts, eval_metrics, reward_metrics, rollout_metrics, step_metrics, zero_groups
+from cluster.training.step_metrics import (
+    Clock,
+    StepFacts,
+    eval_metrics,
+    reward_metrics,
+    rollout_metrics,
+    step_metrics,
+    zero_groups,
+)
 from trainers.algorithms.base import Mean
 from trainers.types import (
     AnnotatedSample,

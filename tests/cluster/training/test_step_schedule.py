@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.config import RunConfig, parse_config
-from cluster.lessons import make_order, who_writes
+from cluster.config.run import RunConfig, parse_config
+from cluster.training.step_schedule import make_order, who_writes
 from trainers.algorithms.gkd import policy_writes
 
 

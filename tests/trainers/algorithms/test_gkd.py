@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batches import KL_COEF, annotated, make_batch, policy_tokens, run
 
+from tests.support.batches import KL_COEF, annotated, make_batch, policy_tokens, run
 from trainers.algorithms.base import Mean, PolicyTokens, Totals
 from trainers.algorithms.config import GKDConfig
 from trainers.algorithms.gkd import GKD, policy_writes

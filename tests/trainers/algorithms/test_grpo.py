@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import KL_COEF, Options, annotated, loss_oracle, make_batch, run, small
 
+from tests.support.batches import KL_COEF, Options, annotated, loss_oracle, make_batch, run, small
 from trainers.algorithms.base import Mean
 from trainers.algorithms.config import GRPOConfig
 from trainers.algorithms.grpo import GRPO

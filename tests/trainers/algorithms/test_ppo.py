@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from batches import KL_COEF, Array, Options, loss_oracle, make_batch, run
 
+from tests.support.batches import KL_COEF, Array, Options, loss_oracle, make_batch, run
 from trainers.algorithms.base import VALUE_MOMENTS, LossOutput, Mean, Totals, ValueTokens
 from trainers.algorithms.config import PPOConfig
 from trainers.algorithms.ppo import PPO, explained_variance

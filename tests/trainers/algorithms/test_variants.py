@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batches import Array, Batch, Options, annotated, loss_oracle, make_batch, run, small, weight_oracle
 
+from tests.support.batches import Array, Batch, Options, annotated, loss_oracle, make_batch, run, small, weight_oracle
 from trainers.algorithms.base import Mean
 from trainers.algorithms.config import GRPOConfig, PPOConfig
 from trainers.algorithms.grpo import GRPO

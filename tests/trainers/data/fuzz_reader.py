@@ -1,6 +1,6 @@
 """A coverage-guided fuzz target for the reader (atheris); the suite runs it for seconds, people for hours:
 
-python tests/trainers/data/fuzz_reader.py -max_total_time=3600 CORPUS_FOLDER
+python -m tests.trainers.data.fuzz_reader -max_total_time=3600 CORPUS_FOLDER
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["trainers.data"]):
-    from prompt_oracle import compare
+    from tests.support.prompt_oracle import compare
 
 MEMORY = 2 << 30  # bytes; the kernel holds it, for libFuzzer's own limit takes the peak of whoever started it for ours
 

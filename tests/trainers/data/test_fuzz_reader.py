@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prompt_oracle import compare
+
+from tests.support.prompt_oracle import compare
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -76,7 +77,7 @@ def test_coverage_guided(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(HERE / "fuzz_reader.py"), *limits, str(corpus)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"},
+        env=os.environ | {"PYTHONPATH": f"{ROOT}"},
         capture_output=True,
         text=True,
         timeout=SECONDS + 120,

@@ -1,6 +1,6 @@
 """Makes runs that go wrong, each in its own way, and one that does not, and records what the Doctor is to see of them.
 
-    python tests/cluster/doctor_runs/record.py [NAME ...]
+    python -m tests.cluster.doctor.runs.record [NAME ...]
 
 Each is a real run of `grpo.yaml` or `gkd.yaml` in `examples/arithmetic/` with the overrides below; beside this file
 then lie `NAME.jsonl` (its metrics, without times) and `NAME.samples.jsonl` (summaries of its first and last step).
@@ -18,12 +18,10 @@ from typing import Any, Final
 
 import pyarrow.parquet as pq
 
+from benchmarks.matrix import prepare, run_example
+from cluster.doctor import summarise
+
 HERE: Final = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[2]))
-
-from benchmarks.matrix import prepare, run_example  # noqa: E402
-from cluster.service.doctor import summarise  # noqa: E402
-
 REWARDS: Final = HERE / "sick_rewards.py"
 CORRECT: Final = '{type: function, name: correct, path: "examples/arithmetic/rewards.py:correct", weight: %d}'
 KEPT: Final = ("reward/", "kl/", "policy/", "advantage/", "rollout/", "distill/")

@@ -14,16 +14,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from served import serving
 from starlette.requests import Request
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from cluster.run_directory import RunDirectory
-from cluster.service.datasets import Datasets
+from cluster.runs.directory import RunDirectory
+from cluster.service.data.datasets import Datasets
+from cluster.service.data.uploads import receive_file
 from cluster.service.errors import ApiError
 from cluster.service.settings import Settings
-from cluster.service.uploads import receive_file
+from tests.support.served import serving
 
 LINES = b'{"prompt": "Hi", "answer": "1"}\n\n{"prompt": 5}\n{"messages": [{"role": "user", "content": "x"}]}\n'
 

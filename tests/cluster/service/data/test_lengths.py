@@ -13,11 +13,11 @@ import psutil
 import pytest
 from starlette.requests import Request
 
+from cluster.jobs.ray_cluster import RayCluster
 from cluster.service.app import make_app
+from cluster.service.data.lengths import Lengths
+from cluster.service.disconnect import while_connected
 from cluster.service.errors import ApiError
-from cluster.service.hung_up import while_connected
-from cluster.service.lengths import Lengths
-from cluster.service.ray_cluster import RayCluster
 from cluster.service.settings import Settings
 from trainers.errors import UserError
 from trainers.tiny_models import make_tokenizer
@@ -57,7 +57,7 @@ def request(*messages: str) -> tuple[Request, asyncio.Event]:
 
 
 def helpers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "cluster.service.work" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "cluster.service.workers.main" in child.cmdline()]
 
 
 async def test_they_are_counted_once(lengths: Lengths, model: Path, prompts: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
-from stand_in import StandIn
-from stand_in_state import Service, config_tree, recorded
-from watched import WAIT, Open, Watched
+
+from tests.support.browser import WAIT, Open, Watched
+from tests.support.page_server import StandIn
+from tests.support.page_state import Service, config_tree, recorded
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None

@@ -22,8 +22,8 @@ from pathlib import Path
 import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from watched import Watched
 
+from tests.support.browser import Watched
 from trainers.tiny_models import make_random_policy, make_random_reward_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]

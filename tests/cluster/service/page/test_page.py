@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from filling import PROMPTS, file, upload
 from playwright.sync_api import expect
-from stand_in import StandIn
-from stand_in_state import Service, recorded
-from watched import Open
+
+from tests.support.browser import Open
+from tests.support.page_forms import PROMPTS, file, upload
+from tests.support.page_server import StandIn
+from tests.support.page_state import Service, recorded
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
-from stand_in import StandIn
-from stand_in_state import Service, recorded
-from watched import Open
+
+from tests.support.browser import Open
+from tests.support.page_server import StandIn
+from tests.support.page_state import Service, recorded
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from filling import PROMPTS, drafted, file, upload
 from playwright.sync_api import expect
-from stand_in_state import Service
-from watched import Open
+
+from tests.support.browser import Open
+from tests.support.page_forms import PROMPTS, drafted, file, upload
+from tests.support.page_state import Service
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.service.thinning import telling_rows
+from cluster.service.results.downsample import telling_rows
 
 KEYS = [f"key/{i}" for i in range(40)]
 

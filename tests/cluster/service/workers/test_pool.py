@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from cluster.service.errors import ApiError
-from cluster.service.helper import Helper
+from cluster.service.workers.pool import Helper
 from trainers.errors import UserError
 
 
@@ -40,7 +40,7 @@ def endless(tmp_path: Path) -> dict[str, object]:
 
 def children() -> list[int]:
     found = psutil.Process().children()
-    return [child.pid for child in found if "cluster.service.work" in child.cmdline()]
+    return [child.pid for child in found if "cluster.service.workers.main" in child.cmdline()]
 
 
 async def test_it_answers_and_stays_for_the_next(helper: Helper, prompts: dict[str, object]) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import TREE, serving
 from starlette.testclient import TestClient
 
-from cluster.config import parse_config
-from cluster.run_directory import RunDirectory
+from cluster.config.run import parse_config
+from cluster.runs.directory import RunDirectory
 from cluster.service.settings import Settings
+from tests.support.served import TREE, serving
 
 
 @pytest.fixture

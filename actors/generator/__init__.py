@@ -1,0 +1,1 @@
+"""Generators: vLLM writes completions, and receives the weights that the learners publish."""

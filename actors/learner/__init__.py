@@ -1,0 +1,1 @@
+"""Learners: one DeepSpeed ZeRO rank each; log-probabilities, updates, checkpoints."""

@@ -1,0 +1,1 @@
+"""The reward service: reward models on Ray Serve, functions in processes, HTTP; weighted and normalized scores."""

@@ -1,0 +1,1 @@
+"""How weights travel from learners to generators, and the proof that they arrived."""

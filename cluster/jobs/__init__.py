@@ -1,0 +1,1 @@
+"""Runs as Ray jobs: submitting, stopping, and what became of their processes."""

@@ -1,0 +1,1 @@
+"""A run's directory: config, state, metrics, samples, checkpoints."""

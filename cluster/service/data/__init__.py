@@ -1,0 +1,1 @@
+"""Prompts files that were uploaded or named: reports, rows, lengths."""

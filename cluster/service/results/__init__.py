@@ -1,0 +1,1 @@
+"""What a run wrote, as the page reads it: metrics, samples, downloads."""

@@ -1,0 +1,1 @@
+"""What several tests share: tiny models, recorded runs, stand-ins."""
