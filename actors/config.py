@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainers.config import Config
 
+Transport: TypeAlias = Literal["ray", "nccl", "ipc"]
 Placement: TypeAlias = Literal["split", "colocated"]
 TrainType: TypeAlias = Literal["full", "lora", "qlora", "adalora"]
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.messages import GroupScores, Proof, ScoreFailure, ScoreRequest, StepReport, UpdateOrder, UpdateReport
+from actors.messages import GroupScores, Proof, ScoreFailure, ScoreRequest, StepReport, UpdateOptions, UpdateReport
 from actors.protocols import Roles
 from trainers.algorithms.base import Algorithm, Mean, Need, PolicyTokens, Totals
 from trainers.config import SamplingConfig, TrainConfig
@@ -132,7 +132,7 @@ class FakeLearners:
             for s in samples
         ]
 
-    async def update(self, samples: Sequence[TrainSample], order: UpdateOrder, *, seed: Sequence[int]) -> StepReport:
+    async def update(self, samples: Sequence[TrainSample], order: UpdateOptions, *, seed: Sequence[int]) -> StepReport:
         """See `protocols.Learners`."""
         await self._world.tell("update", self._optimizer_steps)
         self.seeds.append(tuple(seed))
@@ -270,7 +270,7 @@ class FakeScorer:
     """Implements `protocols.Scorer`: the share of "b" in a completion.
 
     `cause_of(request, index)` names why a completion cannot be scored, None where it can. With `normalize` the score
-    that is trained on is normalised by those of the steps before, as the reward service does it.
+    that is trained on is normalized by those of the steps before, as the reward service does it.
     """
 
     def __init__(self, world: World, *, normalize: bool = False) -> None:
@@ -310,20 +310,20 @@ class FakeScorer:
         return self._statistics.normalized(share) if share is not None and self._normalize else share
 
 
-class FakeTurns:
-    """Implements `protocols.Turns`: only says whose turn it is."""
+class FakeGpuSharing:
+    """Implements `protocols.GpuSharing`: only says whose turn it is."""
 
     shared = False
 
     def __init__(self, world: World) -> None:
         self._world = world
 
-    async def learn(self) -> None:
-        """See `protocols.Turns`."""
+    async def acquire_for_training(self) -> None:
+        """See `protocols.GpuSharing`."""
         await self._world.tell("turn", "learners")
 
-    async def generate(self) -> None:
-        """See `protocols.Turns`."""
+    async def acquire_for_generation(self) -> None:
+        """See `protocols.GpuSharing`."""
         await self._world.tell("turn", "generators")
 
 
@@ -334,5 +334,5 @@ def fake_roles(world: World, algorithm: Algorithm, *, train: TrainConfig, sampli
         learners=FakeLearners(world, algorithm, train=train, sampling=sampling),
         weights=FakeWeightSync(world),
         scorer=FakeScorer(world),
-        turns=FakeTurns(world),
+        gpu_sharing=FakeGpuSharing(world),
     )

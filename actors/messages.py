@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from actors.config import GeneratorConfig, LearnerConfig, PolicyConfig
-from actors.weights.transfer import Transport
+from actors.config import GeneratorConfig, LearnerConfig, PolicyConfig, Transport
 from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import Mean
 from trainers.algorithms.config import AlgorithmConfig
@@ -38,7 +37,7 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeachRequest:
+class TopLogprobsRequest:
     """A sequence that is written already, of which the engine's model is to say what it would have written."""
 
     id: str
@@ -74,7 +73,7 @@ class AnnotatedRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateOrder:
+class UpdateOptions:
     """How a step's updates are to be made."""
 
     kl_coef: float

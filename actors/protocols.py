@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from actors.messages import GroupScores, Proof, ScoreRequest, StepReport, UpdateOrder
+from actors.messages import GroupScores, Proof, ScoreRequest, StepReport, UpdateOptions
 from trainers.algorithms.base import Need
 from trainers.config import SamplingConfig
 from trainers.types import AnnotatedSample, Completion, Sample, TokenPrompt, TopLogprobs, TrainSample
@@ -40,7 +40,7 @@ class Learners(Protocol):
         """Log-probabilities that the algorithm needs before the update."""
         ...
 
-    async def update(self, samples: Sequence[TrainSample], order: UpdateOrder, *, seed: Sequence[int]) -> StepReport:
+    async def update(self, samples: Sequence[TrainSample], order: UpdateOptions, *, seed: Sequence[int]) -> StepReport:
         """All optimizer steps of one step of the loop."""
         ...
 
@@ -85,7 +85,7 @@ class Scorer(Protocol):
         ...
 
 
-class Turns(Protocol):
+class GpuSharing(Protocol):
     """Who has the GPUs, where generators and learners share them; on GPUs of their own nothing happens.
 
     After `generate` the generators write nothing until weights are published to them.
@@ -96,11 +96,11 @@ class Turns(Protocol):
         """Whether they take turns at all."""
         ...
 
-    async def learn(self) -> None:
+    async def acquire_for_training(self) -> None:
         """The generators sleep, the learners take the GPUs."""
         ...
 
-    async def generate(self) -> None:
+    async def acquire_for_generation(self) -> None:
         """The learners keep their weights only, the generators wake up."""
         ...
 
@@ -114,4 +114,4 @@ class Roles:
     learners: Learners
     weights: WeightSync
     scorer: Scorer
-    turns: Turns
+    gpu_sharing: GpuSharing

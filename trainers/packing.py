@@ -37,7 +37,7 @@ class MicroBatch:
     old_values: Float32Array | None = None  # [B, T]
     advantages: Float32Array | None = None  # [B, T]
     returns: Float32Array | None = None  # [B, T]
-    taught: TopLogprobs | None = None  # of the mask's n True places, row by row
+    teacher_top_logprobs: TopLogprobs | None = None  # of the mask's n True places, row by row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,9 @@ def _train_batch(samples: Sequence[TrainSample], indices: Sequence[int]) -> Micr
         old_values=_pad_optional([s.annotated.values for s in chosen], like=samples[0].annotated.values),
         advantages=_pad([s.advantages for s in chosen], np.float32),
         returns=_pad_optional([s.returns for s in chosen], like=samples[0].returns),
-        taught=_join([s.annotated.taught for s in chosen], like=samples[0].annotated.taught),
+        teacher_top_logprobs=_join(
+            [s.annotated.teacher_top_logprobs for s in chosen], like=samples[0].annotated.teacher_top_logprobs
+        ),
     )
 
 

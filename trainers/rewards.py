@@ -1,4 +1,4 @@
-"""What becomes of raw scores before they are trained on: running normalisation, clipping, the weighted sum, and what
+"""What becomes of raw scores before they are trained on: running normalization, clipping, the weighted sum, and what
 an overlong completion costs.
 
 Pure; a score that could not be had is None everywhere and never a number. It knows the standard library only.
@@ -62,7 +62,7 @@ class RunningNormalizer:
     def from_state(cls, state: Mapping[str, float]) -> RunningNormalizer:
         """The inverse of `state`; ValueError where it is not one."""
         if set(state) != {"count", "mean", "m2"} or state["count"] < 0 or state["m2"] < 0:
-            raise ValueError(f"these are no statistics of a reward normaliser: {dict(state)}")
+            raise ValueError(f"these are no statistics of a reward normalizer: {dict(state)}")
         return cls(count=int(state["count"]), mean=float(state["mean"]), m2=float(state["m2"]))
 
 

@@ -263,12 +263,12 @@ def _teach_sums(
     reward model on top could not compare what is written with what was expected.
     """
     rng = random.Random(seed)
-    lessons = _prompt_texts(tokenizer)
+    step_schedule = _prompt_texts(tokenizer)
     digits = torch.tensor(tokenizer.convert_tokens_to_ids(list(DIGITS)))
     reader = _seeded(seed, lambda: nn.Linear(model.config.hidden_size, len(tokenizer)))
     with _learning(nn.ModuleList([model, reader]), rate=ADDING_RATE, steps=steps) as step_with:
         for step in range(steps):
-            chosen = rng.choices(lessons, k=SUMS_PER_STEP)
+            chosen = rng.choices(step_schedule, k=SUMS_PER_STEP)
             ids, lengths = _encode(tokenizer, [prompt + answer + TURN_END for prompt, answer in chosen])
             position = torch.arange(ids.shape[1] - 1)
             answer_lengths = torch.tensor([len(answer) + 1 for _, answer in chosen])  # a token a digit, and the end
@@ -288,11 +288,11 @@ def _teach_preferences(
     model: Any, tokenizer: PreTrainedTokenizerFast, *, seed: int, steps: int, report: Callable[[], None]
 ) -> None:
     rng = random.Random(seed)
-    lessons = _prompt_texts(tokenizer)
+    step_schedule = _prompt_texts(tokenizer)
     with _learning(model, rate=JUDGING_RATE, steps=steps) as step_with:
         for step in range(steps):
             wrong = arithmetic.wrong_answer if step % 3 == 0 else arithmetic.near_miss
-            chosen = rng.choices(lessons, k=JUDGED_PER_STEP)
+            chosen = rng.choices(step_schedule, k=JUDGED_PER_STEP)
             texts = [prompt + answer for prompt, answer in chosen]
             texts += [prompt + wrong(answer, rng) for _ in range(WRONG_PER_SUM) for prompt, answer in chosen]
             ids, lengths = _encode(tokenizer, [text + TURN_END + "\n" for text in texts])

@@ -110,7 +110,7 @@ class AnnotatedSample:
     old_logprobs: Float32Array | None = None  # [T] the trainer's own before the update; None: exactly on-policy
     ref_logprobs: Float32Array | None = None  # [T]
     values: Float32Array | None = None  # [T]
-    taught: TopLogprobs | None = None  # from an engine of the teacher
+    teacher_top_logprobs: TopLogprobs | None = None  # from an engine of the teacher
 
     def __post_init__(self) -> None:
         given = [a for a in (self.old_logprobs, self.ref_logprobs, self.values) if a is not None]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from actors.messages import EngineSpec, GenerateRequest, TeachRequest
+from actors.messages import EngineSpec, GenerateRequest, TopLogprobsRequest
 from trainers.types import Completion, TopLogprobs
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Generator:
         """All completions of one group, in the order of their seeds."""
         return tuple(await asyncio.gather(*map(asyncio.wrap_future, self._engine.draw(request))))
 
-    async def top_logprobs(self, request: TeachRequest) -> TopLogprobs:
+    async def top_logprobs(self, request: TopLogprobsRequest) -> TopLogprobs:
         """What the model would have written in the places of a sequence."""
         return await asyncio.wrap_future(self._engine.teach(request))
 

@@ -25,7 +25,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.config import LARGEST_RANK
-from actors.messages import EngineSpec, GenerateRequest, TeachRequest
+from actors.messages import EngineSpec, GenerateRequest, TopLogprobsRequest
 from trainers.config import SamplingConfig
 from trainers.types import Completion, FinishReason, Int32Array, TopLogprobs
 
@@ -74,7 +74,7 @@ class VllmEngine:
         self._submit(add, futures)
         return futures
 
-    def teach(self, request: TeachRequest) -> Future[TopLogprobs]:
+    def teach(self, request: TopLogprobsRequest) -> Future[TopLogprobs]:
         """Start reading a sequence. Its last token is not read but drawn, which tells what might stand there."""
         future: Future[TopLogprobs] = Future()
         k = request.top_k

@@ -21,7 +21,7 @@ from ray.actor import ActorHandle
 from torch import Tensor
 
 from actors.config import PolicyConfig
-from actors.messages import AnnotatedRows, LearnerSpec, UpdateOrder, UpdateReport
+from actors.messages import AnnotatedRows, LearnerSpec, UpdateOptions, UpdateReport
 from actors.modeling.causal_lm import load_model, load_tokenizer
 from actors.weights.transfer import GeneratorClient, ObjectStoreSender, Route, SentWeights, WeightSender
 from trainers.adapter_folder import AdapterFolder
@@ -70,7 +70,7 @@ class Learner:
     def connect(self, generators: Sequence[ActorHandle], route: Route) -> None:
         """Open the way over which `publish` sends."""
         client = GeneratorClient(generators, deadline_s=route.deadline_s)
-        source = self._models.policy.served()
+        source = self._models.policy.exported_weights()
         if route.transport == "ray":
             self._sender = ObjectStoreSender(source, client, rank=self._rank)
             return
@@ -92,7 +92,7 @@ class Learner:
             for batch in batches
         ]
 
-    def update(self, steps: Sequence[OptimizerStep], order: UpdateOrder) -> UpdateReport:
+    def update(self, steps: Sequence[OptimizerStep], order: UpdateOptions) -> UpdateReport:
         """Run the optimizer steps of one step of the loop."""
         report, policy = UpdateReport(), self._models.policy
         for index, step in enumerate(steps):
@@ -106,7 +106,7 @@ class Learner:
         return report
 
     def _learn(
-        self, step: OptimizerStep, order: UpdateOrder, report: UpdateReport, *, at_rollout_weights: bool
+        self, step: OptimizerStep, order: UpdateOptions, report: UpdateReport, *, at_rollout_weights: bool
     ) -> float:
         """The gradients of one optimizer step; this rank's share of the policy's loss."""
         totals = Totals(
@@ -178,11 +178,11 @@ class Learner:
             write_merged(policy, adapter, Path(directory))
 
     def write_base(self, directory: str) -> None:
-        """Write the quantised base as the generators serve it, from rank 0."""
-        from actors.modeling.quantized import write_dequantised
+        """Write the quantized base as the generators serve it, from rank 0."""
+        from actors.modeling.quantized import write_dequantized
 
         if self._rank == 0:
-            write_dequantised(self._models.policy.engine.module, load_model(self._spec.policy), Path(directory))
+            write_dequantized(self._models.policy.engine.module, load_model(self._spec.policy), Path(directory))
             load_tokenizer(self._spec.policy, self._spec.adapter).save_pretrained(directory)
 
     def offload(self) -> None:

@@ -33,17 +33,17 @@ def load_critic(
 
     options: dict[str, Any] = {}
     if config.train_type == "qlora":
-        assert adapter is None, "the plan refuses a quantised copy of a policy that continues its adapter"
-        from actors.modeling.quantized import quantisation
+        assert adapter is None, "the plan refuses a quantized copy of a policy that continues its adapter"
+        from actors.modeling.quantized import quantization
 
-        options["quantization_config"] = quantisation(getattr(torch, dtype), whole=_HEADS)
+        options["quantization_config"] = quantization(getattr(torch, dtype), whole=_HEADS)
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
     critic = _load(path, adapter, dtype=dtype, **options)
     if config.train_type == "qlora":
-        from actors.modeling.quantized import hide_quantised
+        from actors.modeling.quantized import hide_quantized
 
-        hide_quantised(critic)
+        hide_quantized(critic)
     attach_beside(critic, value_head(critic), lora, dtype=dtype)
     return critic
 

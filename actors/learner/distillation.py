@@ -43,11 +43,11 @@ class Teacher:
         return topk_jsd(student, best, ids, beta=config.beta, temperature=config.temperature)
 
 
-def served_divergence(logits: Tensor, taught: TopLogprobs, mask: Tensor, *, beta: float) -> Tensor:
+def served_divergence(logits: Tensor, top: TopLogprobs, mask: Tensor, *, beta: float) -> Tensor:
     """The same from what an engine of the teacher said of the n tokens of `mask`, at temperature 1."""
     chosen = mask[:, 1:]
     student = logits[:, :-1][chosen]
-    best, ids = (torch.from_numpy(array.copy()).to(logits.device) for array in (taught.logprobs, taught.ids))
+    best, ids = (torch.from_numpy(array.copy()).to(logits.device) for array in (top.logprobs, top.ids))
     return aligned(_scattered(topk_jsd(student, best, ids, beta=beta), chosen))
 
 

@@ -1,48 +1,43 @@
-"""The roles as the driver uses them: learners as one, generators as one, and the weight sync between the two.
+"""The learners as the driver uses them: the ZeRO ranks as one.
 
-Implements `protocols.py` over Ray actors. Work is cut here (which rank computes what, which replica writes what)
-and put together here; the mathematics of it is in `trainers/packing.py`.
+Implements `protocols.Learners` over Ray actors. Work is cut here (which rank computes what) and put together here; the
+mathematics of it is in `trainers/packing.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import count
-from typing import Any
+from pathlib import Path
 
 import numpy as np
+from ray.util.placement_group import PlacementGroup
 
-from actors.config import PolicyConfig
-from actors.messages import AnnotatedRows, GenerateRequest, Proof, StepReport, TeachRequest, UpdateOrder, UpdateReport
-from actors.runtime.actor_group import ActorGroup
-from actors.weights.transfer import Route, SentWeights, WeightSyncError, compare_digests
+from actors.config import LearnerConfig, PolicyConfig
+from actors.learner.deepspeed_ops import extensions_dir
+from actors.messages import AnnotatedRows, StepReport, UpdateOptions, UpdateReport
+from actors.runtime.actor_group import ActorGroup, Deadlines, Seat
+from actors.runtime.placement import ROLE_CPUS, Layout, cores
 from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import Mean, Need
-from trainers.config import SamplingConfig, TrainConfig
+from trainers.config import TrainConfig
 from trainers.packing import pack_samples, pack_updates, unpack_rows
-from trainers.types import (
-    AnnotatedSample,
-    Completion,
-    Float32Array,
-    Sample,
-    TokenPrompt,
-    TopLogprobs,
-    TrainSample,
-    to_sample,
-)
+from trainers.types import AnnotatedSample, Float32Array, Sample, TrainSample
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deadlines:
-    """How long each remote phase may take, in seconds."""
-
-    start: float
-    generate: float
-    update: float
-    sync: float
-    save: float
+def learner_seats(plan: Layout, group: PlacementGroup, config: LearnerConfig, logs: Path) -> list[Seat]:
+    """A seat for each rank."""
+    threads = str(config.threads or max(1, cores() // config.workers))
+    env = {
+        "OMP_NUM_THREADS": threads,
+        "LOCAL_RANK": "0",
+        "DS_ACCELERATOR": "cuda" if plan.learner_gpus else "cpu",
+        "TORCH_EXTENSIONS_DIR": str(extensions_dir()),
+        "DS_IGNORE_CUDA_DETECTION": "1",
+    }
+    return [
+        Seat(group=group, bundle=b, cpus=ROLE_CPUS, gpus=plan.learner_gpus, env=env, log=logs / f"learner-{i}.log")
+        for i, b in enumerate(plan.learners)
+    ]
 
 
 class LearnerGroup:
@@ -87,7 +82,7 @@ class LearnerGroup:
             for sample, old, reference, values in zip(samples, *found.values(), strict=True)
         ]
 
-    async def update(self, samples: Sequence[TrainSample], order: UpdateOrder, *, seed: Sequence[int]) -> StepReport:
+    async def update(self, samples: Sequence[TrainSample], order: UpdateOptions, *, seed: Sequence[int]) -> StepReport:
         """See `protocols.Learners`."""
         shards = pack_updates(
             samples,
@@ -103,7 +98,7 @@ class LearnerGroup:
         return _merge(reports, samples)
 
     async def write_base(self, directory: str) -> None:
-        """The quantised base, de-quantised, for the generators to serve."""
+        """The quantized base, de-quantized, for the generators to serve."""
         await self.actors.each(
             "write base", lambda a, _: a.write_base.remote(directory), deadline_s=self._deadlines.save
         )
@@ -143,157 +138,3 @@ def _merge(reports: Sequence[UpdateReport], samples: Sequence[TrainSample]) -> S
         gap_max=worst.gap_max,
         gap_sample=samples[worst.gap_at].sample.id if worst.gap_at >= 0 else "",
     )
-
-
-class GeneratorGroup:
-    """Implements `protocols.Generators`, and with an engine of the teacher `protocols.Teacher`."""
-
-    def __init__(self, actors: ActorGroup, deadlines: Deadlines) -> None:
-        self.actors = actors
-        self._deadlines = deadlines
-        self._load = [0] * len(actors.actors)
-        self._calls = count()
-
-    async def start(self) -> None:
-        """Load the engines."""
-        await self.actors.each("start", lambda a, _: a.start.remote(), deadline_s=self._deadlines.start)
-
-    async def generate(
-        self, prompt: TokenPrompt, sampling: SamplingConfig, seeds: Sequence[int]
-    ) -> tuple[Completion, ...]:
-        """See `protocols.Generators`."""
-        replica = min(range(len(self._load)), key=lambda r: (self._load[r], r))
-        request = GenerateRequest(
-            id=f"{prompt.id}#{next(self._calls)}", prompt=prompt.tokens, sampling=sampling, seeds=tuple(seeds)
-        )
-        self._load[replica] += len(seeds)
-        try:
-            completions: tuple[Completion, ...] = await self.actors.one(
-                replica, "generate", lambda a: a.generate.remote(request), deadline_s=self._deadlines.generate
-            )
-        finally:
-            self._load[replica] -= len(seeds)
-        return completions
-
-    async def top_logprobs(self, sample: Sample, k: int) -> TopLogprobs:
-        """See `protocols.Teacher`; there is one engine of it."""
-        request = TeachRequest(
-            id=f"{sample.id}#{next(self._calls)}", tokens=sample.tokens, places=np.flatnonzero(sample.mask), top_k=k
-        )
-        taught: TopLogprobs = await self.actors.one(
-            0, "teach", lambda a: a.top_logprobs.remote(request), deadline_s=self._deadlines.generate
-        )
-        return taught
-
-
-class WeightSynchronizer:
-    """Implements `protocols.WeightSync`: publish, compare digests, compare canary log-probabilities, then resume."""
-
-    def __init__(
-        self,
-        learners: LearnerGroup,
-        generators: GeneratorGroup,
-        canaries: Sequence[TokenPrompt],
-        *,
-        sampling: SamplingConfig,
-        max_gap: float,
-        deadlines: Deadlines,
-    ) -> None:
-        self._learners = learners
-        self._generators = generators
-        self._canaries = canaries
-        self._sampling = sampling.model_copy(update={"n": 1, "max_tokens": min(8, sampling.max_tokens)})
-        self._max_gap = max_gap
-        self._deadlines = deadlines
-
-    async def connect(self, route: Route) -> None:
-        """Open the transport; for nccl all parties rendezvous here."""
-        handles = list(self._generators.actors.actors)
-        await self._learners.actors.each(
-            "connect", lambda a, _: a.connect.remote(handles, route), deadline_s=self._deadlines.sync
-        )
-
-    async def publish(self, version: int) -> Proof:
-        """See `protocols.WeightSync`. Raises `WeightSyncError` naming replica and tensor, or the gap."""
-        deadline = self._deadlines.sync
-        sent: list[SentWeights] = await self._learners.actors.each(
-            "publish weights", lambda a, _: a.publish.remote(), deadline_s=deadline
-        )
-        received = await self._generators.actors.each(
-            "prove weights", lambda a, _: a.received_digests.remote(), deadline_s=deadline
-        )
-        for replica, workers in enumerate(received):
-            for worker in workers:
-                compare_digests(sent[0].digests, worker, replica=f"generator {replica}")
-        await self._generators.actors.each("resume", lambda a, _: a.resume.remote(version), deadline_s=deadline)
-        return Proof(version=version, bytes=sent[0].bytes, canary_gap=await self._canary_gap(version))
-
-    async def _canary_gap(self, version: int) -> float:
-        """Every replica writes a few tokens; the trainer must give them the same log-probabilities."""
-        written = await self._generators.actors.each(
-            "canary",
-            lambda a, rank: _gather_canaries(a, self._requests(rank, version)),
-            deadline_s=self._deadlines.sync,
-        )
-        samples, places = [], []
-        for replica, completions in enumerate(written):
-            for canary, (completion,) in zip(self._canaries, completions, strict=True):
-                samples.append(to_sample(canary, completion, id=canary.id))
-                places.append(f"generator {replica}, canary {canary.id}")
-        expected = await self._learners.logprobs(samples)
-        worst = 0.0
-        for place, sample, logprobs in zip(places, samples, expected, strict=True):
-            gap = float(np.abs(logprobs - sample.rollout_logprobs)[sample.mask].max(initial=0.0))
-            if not gap <= self._max_gap:
-                raise WeightSyncError(
-                    f"{place}: log-probabilities of version {version} differ by {gap:.3g} between generator and "
-                    f"trainer (allowed: {self._max_gap:.3g}); every tensor arrived as sent, so the generator does not "
-                    "compute with what it was given"
-                )
-            worst = max(worst, gap)
-        return worst
-
-    def _requests(self, replica: int, version: int) -> list[GenerateRequest]:
-        return [
-            GenerateRequest(
-                id=f"canary-{version}-{replica}-{c.id}", prompt=c.tokens, sampling=self._sampling, seeds=(version,)
-            )
-            for c in self._canaries
-        ]
-
-
-async def _gather_canaries(actor: Any, requests: Sequence[GenerateRequest]) -> list[tuple[Completion, ...]]:
-    return list(await asyncio.gather(*(actor.generate.remote(r) for r in requests)))
-
-
-class OwnGPUs:
-    """Implements `protocols.Turns` for split placement, and for the CPU: nobody waits for anybody."""
-
-    shared = False
-
-    async def learn(self) -> None:
-        """Nothing to do."""
-
-    async def generate(self) -> None:
-        """Nothing to do."""
-
-
-class SharedGPUs:
-    """Implements `protocols.Turns` for colocated placement on GPUs."""
-
-    shared = True
-
-    def __init__(self, learners: LearnerGroup, generators: GeneratorGroup, deadlines: Deadlines) -> None:
-        self._learners = learners.actors
-        self._generators = generators.actors
-        self._deadline = deadlines.sync
-
-    async def learn(self) -> None:
-        """See `protocols.Turns`."""
-        await self._generators.each("sleep", lambda a, _: a.sleep.remote(), deadline_s=self._deadline)
-        await self._learners.each("reload", lambda a, _: a.reload.remote(), deadline_s=self._deadline)
-
-    async def generate(self) -> None:
-        """See `protocols.Turns`."""
-        await self._learners.each("offload", lambda a, _: a.offload.remote(), deadline_s=self._deadline)
-        await self._generators.each("wake up", lambda a, _: a.wake_up.remote(), deadline_s=self._deadline)

@@ -102,8 +102,8 @@ class LearnerModels:
             return self._teacher.divergence(logits, *self._sequences(batch), mask)
         if self._lesson is None:
             return None
-        assert batch.taught is not None, "the teacher's engine was not asked"
-        return served_divergence(logits, batch.taught, mask, beta=self._lesson.beta)
+        assert batch.teacher_top_logprobs is not None, "the teacher's engine was not asked"
+        return served_divergence(logits, batch.teacher_top_logprobs, mask, beta=self._lesson.beta)
 
     def value_tokens(self, batch: MicroBatch) -> ValueTokens:
         """The critic's forward pass, for its loss."""

@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from actors.learner.adalora import RankAllocation, orthogonality
 from actors.learner.deepspeed_engine import TrainingEngine
 from actors.messages import LearnerSpec, UpdateReport
-from actors.modeling.peft_adapters import ADAPTER, FoldedAdapter, as_begun, file_name, save_adapter
+from actors.modeling.peft_adapters import ADAPTER, FoldedAdapter, file_name, reference_weights, save_adapter
 from actors.weights.transfer import WeightSource
 from trainers.algorithms.base import Mean
 
 _RANKS = "adalora.pt"
 
 
-class Trainee(Protocol):
+class TrainedPolicy(Protocol):
     """The policy in training."""
 
     engine: TrainingEngine
 
-    def served(self) -> WeightSource:
+    def exported_weights(self) -> WeightSource:
         """What travels to the generators."""
         ...
 
@@ -53,7 +53,7 @@ class Trainee(Protocol):
         ...
 
 
-def make_trainee(model: nn.Module, spec: LearnerSpec) -> Trainee:
+def make_trainee(model: nn.Module, spec: LearnerSpec) -> TrainedPolicy:
     """`model` (see `load_policy`) under its engine."""
     engine = TrainingEngine(
         model,
@@ -73,29 +73,29 @@ class WholeModel:
     def __init__(self, engine: TrainingEngine) -> None:
         self.engine = engine
 
-    def served(self) -> WeightSource:
-        """See `Trainee`."""
+    def exported_weights(self) -> WeightSource:
+        """See `TrainedPolicy`."""
         return self.engine.weights()
 
     def as_reference(self) -> AbstractContextManager[Any]:
-        """See `Trainee`."""
+        """See `TrainedPolicy`."""
         return nullcontext()
 
     def step(self, report: UpdateReport) -> float:
-        """See `Trainee`."""
+        """See `TrainedPolicy`."""
         report.grad_norms.append(self.engine.step())
         return 0.0
 
     def save(self, directory: Path) -> None:
-        """See `Trainee`."""
+        """See `TrainedPolicy`."""
         self.engine.save(directory)
 
     def load(self, directory: Path) -> None:
-        """See `Trainee`."""
+        """See `TrainedPolicy`."""
         self.engine.load(directory)
 
     def write(self, directory: Path, weights: Mapping[str, Tensor]) -> None:
-        """See `Trainee`."""
+        """See `TrainedPolicy`."""
         model: Any = self.engine.module
         model.config.use_cache = True
         model.save_pretrained(directory, state_dict=dict(weights))
@@ -109,16 +109,16 @@ class Adapter(WholeModel):
         super().__init__(engine)
         self._spec = spec
 
-    def served(self) -> WeightSource:
-        """See `Trainee`."""
+    def exported_weights(self) -> WeightSource:
+        """See `TrainedPolicy`."""
         return self.engine.weights(name=file_name)
 
     def as_reference(self) -> AbstractContextManager[Any]:
-        """See `Trainee`."""
-        return as_begun(self.engine.module)
+        """See `TrainedPolicy`."""
+        return reference_weights(self.engine.module)
 
     def write(self, directory: Path, weights: Mapping[str, Tensor]) -> None:
-        """See `Trainee`."""
+        """See `TrainedPolicy`."""
         save_adapter(self.engine.module, weights, directory, self._spec.policy)
 
 
@@ -133,12 +133,12 @@ class AdaptiveAdapter(Adapter):
         module: Any = engine.module
         self._penalty: float = module.peft_config[ADAPTER].orth_reg_weight
 
-    def served(self) -> WeightSource:
-        """See `Trainee`."""
-        return FoldedAdapter(super().served())
+    def exported_weights(self) -> WeightSource:
+        """See `TrainedPolicy`."""
+        return FoldedAdapter(super().exported_weights())
 
     def step(self, report: UpdateReport) -> float:
-        """See `Trainee`."""
+        """See `TrainedPolicy`."""
         added = self._add_penalty(report)
         gradients = self._gradients.take()
         norm = self.engine.step()
@@ -162,12 +162,12 @@ class AdaptiveAdapter(Adapter):
         return float(share.detach())
 
     def save(self, directory: Path) -> None:
-        """See `Trainee`."""
+        """See `TrainedPolicy`."""
         super().save(directory)
         if torch.distributed.get_rank() == 0:
             torch.save(self._ranks.state(), directory / _RANKS)
 
     def load(self, directory: Path) -> None:
-        """See `Trainee`."""
+        """See `TrainedPolicy`."""
         super().load(directory)
         self._ranks.restore(torch.load(directory / _RANKS, weights_only=True))

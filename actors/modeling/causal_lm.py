@@ -14,14 +14,14 @@ from trainers.adapter_folder import AdapterFolder
 from trainers.logprobs import token_logprobs
 
 
-def load_model(policy: PolicyConfig, *, quantised: bool = False) -> nn.Module:
+def load_model(policy: PolicyConfig, *, quantized: bool = False) -> nn.Module:
     """The causal language model in the policy's type, dropout off (rollouts have none, so training must not)."""
     config = config_without_dropout(policy.model)
     options: dict[str, Any] = {}
-    if quantised:
-        from actors.modeling.quantized import quantisation  # importing bitsandbytes is for those who need it
+    if quantized:
+        from actors.modeling.quantized import quantization  # importing bitsandbytes is for those who need it
 
-        options["quantization_config"] = quantisation(getattr(torch, policy.dtype))
+        options["quantization_config"] = quantization(getattr(torch, policy.dtype))
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
     model: nn.Module = AutoModelForCausalLM.from_pretrained(
@@ -43,15 +43,15 @@ def load_policy(
     adapter: AdapterFolder | None = None,
 ) -> nn.Module:
     """The model as it is trained: whole, or frozen below an adapter: a fresh one, or `adapter`."""
-    model: Any = load_model(policy, quantised=policy.train_type == "qlora")
+    model: Any = load_model(policy, quantized=policy.train_type == "qlora")
     if gradient_checkpointing:
         recompute_activations(model)
     if policy.train_type == "full":
         return model  # type: ignore[no-any-return]
     if policy.train_type == "qlora":
-        from actors.modeling.quantized import hide_quantised
+        from actors.modeling.quantized import hide_quantized
 
-        hide_quantised(model)
+        hide_quantized(model)
     from actors.modeling.peft_adapters import attach_adapter, continue_adapter
 
     if adapter is not None:

@@ -133,7 +133,7 @@ def _adapters_in(model: nn.Module, dtype: str) -> None:
 
 
 @contextmanager
-def as_begun(module: Any) -> Iterator[None]:
+def reference_weights(module: Any) -> Iterator[None]:
     """Within it the model computes as it did when the run began: with the reference, or with no adapter."""
     if REFERENCE not in module.peft_config:
         with module.disable_adapter():

@@ -1,6 +1,6 @@
-"""QLoRA's base: 4-bit weights (NF4, doubly quantised, arXiv 2305.14314) through bitsandbytes. It knows no engine.
+"""QLoRA's base: 4-bit weights (NF4, doubly quantized, arXiv 2305.14314) through bitsandbytes. It knows no engine.
 
-The generators hold the same numbers de-quantised, so that what writes and what trains compute the same function.
+The generators hold the same numbers de-quantized, so that what writes and what trains compute the same function.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 
-def quantisation(dtype: torch.dtype, *, whole: Sequence[str] = ()) -> BitsAndBytesConfig:
+def quantization(dtype: torch.dtype, *, whole: Sequence[str] = ()) -> BitsAndBytesConfig:
     """How the linear layers are held: four bits each, computed with in `dtype`; those called `whole` as they are.
 
     Without names transformers spares the output head alone.
@@ -31,7 +31,7 @@ def quantisation(dtype: torch.dtype, *, whole: Sequence[str] = ()) -> BitsAndByt
     )
 
 
-def quantised_layers(model: nn.Module) -> dict[str, bnb.Linear4bit]:
+def quantized_layers(model: nn.Module) -> dict[str, bnb.Linear4bit]:
     """The 4-bit layers by the names that they have in the model without an adapter."""
     return {
         name.removeprefix("base_model.model.").removesuffix(".base_layer"): module
@@ -40,28 +40,28 @@ def quantised_layers(model: nn.Module) -> dict[str, bnb.Linear4bit]:
     }
 
 
-def hide_quantised(model: nn.Module) -> None:
+def hide_quantized(model: nn.Module) -> None:
     """Take the 4-bit weights off the list of parameters.
 
     ZeRO-3 would cut them like any other and compute with what it puts together again (silently wrong: the loss after
     12 steps is 5.00 instead of 4.70); hidden, every rank keeps them whole, half a byte a weight.
     """
-    for layer in quantised_layers(model).values():
+    for layer in quantized_layers(model).values():
         weight = layer._parameters.pop("weight")
         object.__setattr__(layer, "weight", weight)
 
 
-def dequantised(layer: Any) -> Tensor:
+def dequantized(layer: Any) -> Tensor:
     """A layer's weights as it computes with them, `[out, in]`."""
     weight = layer.weight
     whole: Tensor = functional.dequantize_4bit(weight.data, weight.quant_state)
     return whole
 
 
-def write_dequantised(quantised: nn.Module, plain: Any, directory: Path) -> None:
-    """Save `plain`, its weights replaced by those of the 4-bit layers of `quantised`, in Hugging Face format."""
+def write_dequantized(quantized: nn.Module, plain: Any, directory: Path) -> None:
+    """Save `plain`, its weights replaced by those of the 4-bit layers of `quantized`, in Hugging Face format."""
     with torch.no_grad():
-        for name, layer in quantised_layers(quantised).items():
+        for name, layer in quantized_layers(quantized).items():
             target = plain.get_submodule(name).weight
-            target.copy_(dequantised(layer).to(target.dtype))
+            target.copy_(dequantized(layer).to(target.dtype))
     plain.save_pretrained(directory)

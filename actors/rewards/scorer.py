@@ -134,7 +134,7 @@ class Scorer:
         normalized = [source for source in self._sources if source.config.normalize]
         if set(state) != {source.name for source in normalized}:
             wanted = sorted(source.name for source in normalized)
-            raise ValueError(f"the state holds statistics of the rewards {sorted(state)}, but {wanted} are normalised")
+            raise ValueError(f"the state holds statistics of the rewards {sorted(state)}, but {wanted} are normalized")
         for source in normalized:
             source.statistics = RunningNormalizer.from_state(state[source.name])
 

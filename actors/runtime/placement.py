@@ -9,16 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 
 from actors.config import GeneratorConfig, LearnerConfig, Placement
-from actors.learner.deepspeed_ops import extensions_dir
-from actors.runtime.actor_group import RoleError, Seat
+from actors.runtime.actor_group import RoleError
 
-_ROLE_CPUS = 1.0
+ROLE_CPUS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +44,7 @@ def layout(
     if gpus and placement == "colocated":
         shared = max(generators.replicas, learners.workers)
         return Layout(
-            bundles=[{"CPU": 2 * _ROLE_CPUS, "GPU": 1.0}] * shared + writes,
+            bundles=[{"CPU": 2 * ROLE_CPUS, "GPU": 1.0}] * shared + writes,
             teacher=range(shared, shared + len(writes)),
             generators=range(generators.replicas),
             learners=range(learners.workers),
@@ -66,7 +64,7 @@ def layout(
 
 
 def _bundle(gpus: float) -> dict[str, float]:
-    return {"CPU": _ROLE_CPUS} | ({"GPU": gpus} if gpus else {})
+    return {"CPU": ROLE_CPUS} | ({"GPU": gpus} if gpus else {})
 
 
 def reserve(plan: Layout, *, deadline_s: float) -> PlacementGroup:
@@ -90,42 +88,6 @@ def reserve(plan: Layout, *, deadline_s: float) -> PlacementGroup:
     return group
 
 
-def generator_seats(
-    plan: Layout, group: PlacementGroup, config: GeneratorConfig, logs: Path, *, teacher: bool = False
-) -> list[Seat]:
-    """A seat for each replica (or for the teacher's engine), its threads set on purpose: they take turns on the cores
-    with the learners."""
-    threads = str(config.threads or _cores())
-    env = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "OMP_NUM_THREADS": threads,
-    }
-    role, bundles = ("teacher", plan.teacher) if teacher else ("generator", plan.generators)
-    gpus = float(config.tensor_parallel) if teacher and plan.generator_gpus else plan.generator_gpus
-    return [
-        Seat(group=group, bundle=b, cpus=_ROLE_CPUS, gpus=gpus, env=env, log=logs / f"{role}-{i}.log")
-        for i, b in enumerate(bundles)
-    ]
-
-
-def learner_seats(plan: Layout, group: PlacementGroup, config: LearnerConfig, logs: Path) -> list[Seat]:
-    """A seat for each rank."""
-    threads = str(config.threads or max(1, _cores() // config.workers))
-    env = {
-        "OMP_NUM_THREADS": threads,
-        "LOCAL_RANK": "0",
-        "DS_ACCELERATOR": "cuda" if plan.learner_gpus else "cpu",
-        "TORCH_EXTENSIONS_DIR": str(extensions_dir()),
-        "DS_IGNORE_CUDA_DETECTION": "1",
-    }
-    return [
-        Seat(group=group, bundle=b, cpus=_ROLE_CPUS, gpus=plan.learner_gpus, env=env, log=logs / f"learner-{i}.log")
-        for i, b in enumerate(plan.learners)
-    ]
-
-
-def _cores() -> int:
+def cores() -> int:
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -1,7 +1,7 @@
 """Weights on their way from learners to generators: what is sent, its digest, and the object-store transport.
 
 It knows torch and Ray, not vLLM (importing that takes a learner ten seconds that it can do without); the receiving
-side and the transports that vLLM brings (nccl, ipc) are in `vllm_weights.py`.
+side and the transports that vLLM brings (nccl, ipc) are in `vllm_transfer.py`.
 
 A transfer is: `start` on every generator, chunks of whole tensors one after the other, `finish`. The sender keeps a
 digest of every tensor that it hands over, the receiver of every tensor that it loads; `compare_digests` names the
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -20,7 +20,7 @@ import torch
 from ray.actor import ActorHandle
 from torch import Tensor
 
-Transport: TypeAlias = Literal["ray", "nccl", "ipc"]
+from actors.config import Transport
 
 _DIGEST_CHUNK = 1 << 22  # elements widened to int64 at a time: 32 MiB
 _TRANSFER_CHUNK_BYTES = 64 << 20

@@ -188,7 +188,7 @@ def serve(
             metavar="ADDRESS", help="IP or network of a reverse proxy whose X-Forwarded-For counts. Repeatable."
         ),
     ] = None,
-    at_once: Annotated[
+    max_concurrent_runs: Annotated[
         int | None, typer.Option(min=1, show_default=False, help="Runs at a time; by default what fits, 1 on CPUs.")
     ] = None,
     max_upload_gb: Annotated[float, typer.Option(min=0.001, help="Largest upload.")] = 10,
@@ -210,7 +210,7 @@ def serve(
             data=tuple(data or ()),
             reward_files=tuple(reward_files or ()),
             proxies=tuple(proxy or ()),
-            at_once=at_once,
+            max_concurrent_runs=max_concurrent_runs,
             max_upload_gb=max_upload_gb,
             max_uploads_gb=max_uploads_gb,
         )

@@ -110,6 +110,11 @@ class RunConfig(Config):
     """Deadlines of the phases."""
 
     @property
+    def max_model_len(self) -> int:
+        """Longest sequence of an engine, in tokens."""
+        return self.generators.max_model_len or self.data.max_prompt_tokens + self.sampling.max_tokens
+
+    @property
     def serves_teacher(self) -> bool:
         """Whether GKD's teacher needs an engine: to write some steps (where the data has no responses in its place),
         or to tell what it would have written."""

@@ -19,8 +19,8 @@ from cluster.doctor.reward_rules import (
     too_little_signal,
 )
 from cluster.doctor.rollout_rules import logprob_gap, truncation
-from cluster.doctor.run_history import Patient
-from cluster.doctor.sample_summary import SampleSummary, summarise
+from cluster.doctor.run_history import RunHistory
+from cluster.doctor.sample_summary import SampleSummary, summarize
 from cluster.doctor.teacher_rules import teacher_not_followed
 
 __all__ = [
@@ -33,10 +33,10 @@ __all__ = [
     "SampleSummary",
     "Severity",
     "diagnose",
-    "summarise",
+    "summarize",
 ]
 
-RULES: tuple[Callable[[Patient], list[Finding]], ...] = (
+RULES: tuple[Callable[[RunHistory], list[Finding]], ...] = (
     reward_hacking,
     unstable_training,
     mode_collapse,
@@ -57,10 +57,10 @@ def diagnose(
     """Every trouble that the numbers show, the gravest first; [] for a run that looks well.
 
     `metrics` are the lines of `metrics.jsonl` in order, `config` the resolved config as plain values, `samples` the
-    summaries (`summarise`) of some steps: the first few and the last few are enough. Step 0, the evaluation before
+    summaries (`summarize`) of some steps: the first few and the last few are enough. Step 0, the evaluation before
     training, is no step. Pydantic's `ValidationError` where `rewards` or `sync` of the config are not valid.
     """
-    patient = Patient(
+    patient = RunHistory(
         [row for row in metrics if row["step"] > 0], config, tuple(sorted(samples, key=lambda summary: summary.step))
     )
     found = [finding for rule in RULES for finding in rule(patient)]

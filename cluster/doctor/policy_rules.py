@@ -8,7 +8,7 @@ from __future__ import annotations
 from cluster.doctor.curves import Series, spikes
 from cluster.doctor.finding import Change, Curve, Finding, Remedy, SampleEvidence
 from cluster.doctor.reward_rules import KL_HIGH, learned
-from cluster.doctor.run_history import Patient
+from cluster.doctor.run_history import RunHistory
 
 GRAD_SPIKE = 5.0  # × the neighbours' median: heavy-tailed but healthy gradient norms stay below about 3
 GRAD_HUGE = 50.0  # × the neighbours' median: once is enough, no batch is that strange
@@ -28,7 +28,7 @@ KL_OFF_TARGET = 2.0  # × the target, either way: the controller moves the coeff
 KL_LIMITED = 0.01  # tokens beyond ±20 nats are outside of what k3 computes; healthy runs have none
 
 
-def unstable_training(patient: Patient) -> list[Finding]:
+def unstable_training(patient: RunHistory) -> list[Finding]:
     """Numbers that are not finite, spikes of gradient norm or KL, too many clipped tokens."""
     grad, kl, clipped = (patient.curve(key) for key in ("policy/grad_norm", "kl/mean", "policy/clip_fraction"))
     loss = patient.curve("policy/loss")
@@ -74,7 +74,7 @@ def _unstable(severity: str, text: str, curves: tuple[Curve, ...], changes: tupl
     )
 
 
-def mode_collapse(patient: Patient) -> list[Finding]:
+def mode_collapse(patient: RunHistory) -> list[Finding]:
     """The entropy is nearly gone, and the answers to a prompt have become alike."""
     entropy, idle = patient.curve("policy/entropy"), patient.curve("advantage/zero_groups")
     if not (entropy.fell(at_least=(1 - ENTROPY_LEFT) * entropy.early) if len(entropy) else False):
@@ -116,7 +116,7 @@ def mode_collapse(patient: Patient) -> list[Finding]:
     ]
 
 
-def kl_range(patient: Patient) -> list[Finding]:
+def kl_range(patient: RunHistory) -> list[Finding]:
     """The distance from the reference is too large, off its target, or no distance at all."""
     kl = patient.curve("kl/mean")
     limited = patient.curve("kl/limited_fraction")
@@ -163,7 +163,7 @@ def _negative(kl: Series) -> Finding:
     )
 
 
-def _off_target(patient: Patient, kl: Series, target: float) -> Finding:
+def _off_target(patient: RunHistory, kl: Series, target: float) -> Finding:
     return Finding(
         rule="kl_range",
         severity="warning",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cluster.doctor.curves import SHORTEST_WINDOW, Series
 from cluster.doctor.finding import Change, Curve, Finding, Remedy, SampleEvidence, Severity
-from cluster.doctor.run_history import Patient
+from cluster.doctor.run_history import RunHistory
 
 RISE_IN_STDS = 0.25  # of the samples' spread: a smaller rise of the trained reward is nothing one could exploit by
 SLOW_RISE_IN_STDS = 0.05  # of the samples' spread over the whole run: less would need hundreds of such runs
@@ -31,7 +31,7 @@ FAILED_WARNING = 0.01  # one in a hundred: seldom enough to harm little, often e
 FAILED_OF_LIMIT = 0.5  # half of what stops the run (train.max_failed_fraction)
 
 
-def reward_hacking(patient: Patient) -> list[Finding]:
+def reward_hacking(patient: RunHistory) -> list[Finding]:
     """The trained reward rises while what nobody trains on gets worse."""
     reward = patient.curve("reward/mean")
     if not reward.rose(at_least=RISE_IN_STDS * _sample_spread(patient)) or reward.shift == 0:
@@ -75,7 +75,7 @@ class _Signs:
     length_only: bool
 
 
-def _signs(patient: Patient) -> _Signs:
+def _signs(patient: RunHistory) -> _Signs:
     """What goes the wrong way: watched rewards, looping answers, lengths."""
     words: list[str] = []
     curves: list[Curve] = []
@@ -101,7 +101,7 @@ def _signs(patient: Patient) -> _Signs:
     return _Signs(tuple(words), tuple(curves), samples, by_watched, not by_watched and not by_loops)
 
 
-def _sample_spread(patient: Patient) -> float:
+def _sample_spread(patient: RunHistory) -> float:
     """Early spread of the reward among a step's samples; 0 where it is not known."""
     std = patient.curve("reward/std")
     return std.early if len(std) else 0.0
@@ -111,14 +111,14 @@ def _grows(kl: Series) -> bool:
     return kl.long_enough and kl.late > KL_FLOOR and kl.late > KL_GROWTH * kl.middle and kl.rose(at_least=0.0)
 
 
-def learned(patient: Patient) -> bool:
+def learned(patient: RunHistory) -> bool:
     """Whether the trained reward rose and no watched one fell: what is hoped for."""
     reward = patient.curve("reward/mean")
     rose = len(reward) > 0 and reward.rose(at_least=RISE_IN_STDS * _sample_spread(patient)) and reward.shift > 0
     return rose and not _signs(patient).watched
 
 
-def no_improvement(patient: Patient) -> list[Finding]:
+def no_improvement(patient: RunHistory) -> list[Finding]:
     """After `FLAT_STEPS` steps the reward is where it was, or lower; silent where a rule below says why."""
     reward = patient.curve("reward/mean")
     if _lost_at_once(patient):
@@ -161,7 +161,7 @@ def no_improvement(patient: Patient) -> list[Finding]:
     ]
 
 
-def _lost_at_once(patient: Patient) -> bool:
+def _lost_at_once(patient: RunHistory) -> bool:
     """Whether the first steps threw away what the policy could do: too fast for windows to see."""
     reward, std, samples = (patient.curve(key) for key in ("reward/mean", "reward/std", "rollout/samples"))
     if len(reward) < LOST_STEPS or not len(std) or not len(samples) or samples.values[0] < LOST_SAMPLES:
@@ -169,7 +169,7 @@ def _lost_at_once(patient: Patient) -> bool:
     return reward.values[0] - reward.late >= LOST_IN_STDS * std.values[0] > 0
 
 
-def _falling(patient: Patient, before: float) -> Finding:
+def _falling(patient: RunHistory, before: float) -> Finding:
     reward = patient.curve("reward/mean")
     return Finding(
         rule="no_improvement",
@@ -185,7 +185,7 @@ def _falling(patient: Patient, before: float) -> Finding:
     )
 
 
-def too_little_signal(patient: Patient) -> list[Finding]:
+def too_little_signal(patient: RunHistory) -> list[Finding]:
     """In most groups all answers get the same reward: nothing is learned from them."""
     idle = patient.curve("advantage/zero_groups")
     if not idle.long_enough or idle.late < IDLE_GROUPS:
@@ -214,7 +214,7 @@ def too_little_signal(patient: Patient) -> list[Finding]:
     ]
 
 
-def reward_without_spread(patient: Patient) -> list[Finding]:
+def reward_without_spread(patient: RunHistory) -> list[Finding]:
     """The reward gives all answers of a step nearly the same score."""
     std, mean = patient.curve("reward/std"), patient.curve("reward/mean")
     if len(std) < SPREAD_STEPS or not len(mean):
@@ -240,7 +240,7 @@ def reward_without_spread(patient: Patient) -> list[Finding]:
     ]
 
 
-def reward_failures(patient: Patient) -> list[Finding]:
+def reward_failures(patient: RunHistory) -> list[Finding]:
     """Samples could not be scored."""
     failed, total = patient.curve("reward/failed"), patient.curve("rollout/samples")
     if len(failed) < SHORTEST_WINDOW or len(total) != len(failed):
@@ -272,6 +272,6 @@ def reward_failures(patient: Patient) -> list[Finding]:
     ]
 
 
-def _longer_timeout(patient: Patient, name: str) -> tuple[Change, ...]:
+def _longer_timeout(patient: RunHistory, name: str) -> tuple[Change, ...]:
     index = patient.reward_index(name)
     return () if index is None else patient.scaled(f"rewards.{index}.timeout_s", 2.0)

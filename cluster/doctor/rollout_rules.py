@@ -8,7 +8,7 @@ from __future__ import annotations
 from actors.config import SyncConfig
 from cluster.doctor.curves import SHORTEST_WINDOW
 from cluster.doctor.finding import Change, Finding, Remedy, SampleEvidence
-from cluster.doctor.run_history import Patient
+from cluster.doctor.run_history import RunHistory
 
 TRUNCATED = 0.2  # one answer in five has no end: rewards then judge fragments
 FORMERLY = 0.05  # below it answers had room enough at first: they grew into the limit
@@ -18,7 +18,7 @@ GAP_GROWTH = 10.0  # × the early mean gap: rounding does not grow with training
 GAP_FLOOR = 0.02  # of the limit: growth below it is growth of rounding errors
 
 
-def truncation(patient: Patient) -> list[Finding]:
+def truncation(patient: RunHistory) -> list[Finding]:
     """Many answers end at `sampling.max_tokens`."""
     cut = patient.curve("rollout/truncated_fraction")
     if len(cut) < SHORTEST_WINDOW or cut.late < TRUNCATED:
@@ -50,7 +50,7 @@ def truncation(patient: Patient) -> list[Finding]:
     ]
 
 
-def logprob_gap(patient: Patient) -> list[Finding]:
+def logprob_gap(patient: RunHistory) -> list[Finding]:
     """Generator and trainer give the same tokens different log-probabilities."""
     largest, mean = patient.curve("rollout/logprob_gap_max"), patient.curve("rollout/logprob_gap_mean")
     limit = _limit(patient)
@@ -83,7 +83,7 @@ def logprob_gap(patient: Patient) -> list[Finding]:
     ]
 
 
-def _limit(patient: Patient) -> float:
+def _limit(patient: RunHistory) -> float:
     """The gap that stops the run."""
     sync = SyncConfig.model_validate(patient.setting("sync") or {})
     return sync.allowed_gap(patient.setting("policy.dtype") or "bfloat16")

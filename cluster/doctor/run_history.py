@@ -15,7 +15,7 @@ from cluster.doctor.sample_summary import SampleSummary
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
+class RunHistory:
     """A run as the rules see it."""
 
     metrics: Sequence[Mapping[str, Any]]  # steps from 1, in order
@@ -32,7 +32,7 @@ class Patient:
     def setting(self, path: str) -> Any:
         """The resolved config's value at a dotted path; None where there is none.
 
-        >>> Patient([], {"rewards": [{"weight": 0}]}).setting("rewards.0.weight")
+        >>> RunHistory([], {"rewards": [{"weight": 0}]}).setting("rewards.0.weight")
         0
         """
         node: Any = self.config
@@ -50,7 +50,7 @@ class Patient:
 
         Whole numbers stay whole.
 
-        >>> Patient([], {"train": {"learning_rate": 1e-6}}).scaled("train.learning_rate", 0.5)
+        >>> RunHistory([], {"train": {"learning_rate": 1e-6}}).scaled("train.learning_rate", 0.5)
         (Change(key='train.learning_rate', value=5e-07),)
         """
         old = self.setting(path)

@@ -29,11 +29,11 @@ class SampleSummary:
     failed_by: tuple[str, ...] = ()  # names of the rewards that could not score some sample
 
 
-def summarise(step: int, rows: Iterable[Mapping[str, Any]]) -> SampleSummary:
+def summarize(step: int, rows: Iterable[Mapping[str, Any]]) -> SampleSummary:
     """Of the rows of one `rollouts/step-….parquet`.
 
     >>> row = {"group": 0, "completion": "4", "finish_reason": "stop", "valid": True, "rewards": {"r": 1.0}}
-    >>> summarise(1, [{**row, "sample_id": "a"}, {**row, "sample_id": "b"}]).distinct_share
+    >>> summarize(1, [{**row, "sample_id": "a"}, {**row, "sample_id": "b"}]).distinct_share
     0.5
     """
     groups: dict[Any, list[Mapping[str, Any]]] = {}

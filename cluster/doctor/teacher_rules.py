@@ -8,7 +8,7 @@ from __future__ import annotations
 from cluster.doctor.curves import Series, series
 from cluster.doctor.finding import Finding, Remedy
 from cluster.doctor.reward_rules import FLAT_STEPS
-from cluster.doctor.run_history import Patient
+from cluster.doctor.run_history import RunHistory
 
 TAUGHT = 1e-3  # nats per token: e^0.001, the teacher would give one token in a thousand otherwise
 SLOW_FALL = 0.02  # of the divergence over the whole run: less would need fifty such runs
@@ -16,7 +16,7 @@ AWAY = 0.25  # of the divergence: a policy that learns from its teacher comes ne
 _BY_THE_POLICY = "rollout/logprob_gap_mean"  # measured where the policy wrote the step's answers, and only there
 
 
-def teacher_not_followed(patient: Patient) -> list[Finding]:
+def teacher_not_followed(patient: RunHistory) -> list[Finding]:
     """GKD: after `FLAT_STEPS` steps the divergence from the teacher is what it was, or more."""
     jsd = _divergence(patient)
     if len(patient.curve("distill/jsd")) < FLAT_STEPS or not jsd.long_enough or jsd.late < TAUGHT:
@@ -47,7 +47,7 @@ def teacher_not_followed(patient: Patient) -> list[Finding]:
     ]
 
 
-def _divergence(patient: Patient) -> Series:
+def _divergence(patient: RunHistory) -> Series:
     """Of the steps that the policy wrote, if it wrote any: on what others wrote the level is another one, and a mixture
     of two levels moves with who happened to write."""
     own = [row for row in patient.metrics if _BY_THE_POLICY in row]

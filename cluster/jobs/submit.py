@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from cluster.config.run import RunConfig
+from cluster.jobs.job import Job, current_state, interrupt, not_started, read_job, write_job
 from cluster.jobs.ray_cluster import RayCluster, use_rays_token
 from cluster.planning.plan import find_problems
 from cluster.runs.directory import RunDirectory
 from cluster.runs.summary import find_run
-from cluster.service.run_view import Job, interrupt, not_started, read_job, view, write_job
 from trainers.errors import Problem, UserError
 
 _EXIT: Final = {"succeeded": 0, "failed": 1, "stopped": 130, "paused": 130}
@@ -48,10 +48,10 @@ def stop(root: Path, run_id: str) -> str:
     """Ask a run to stop; what was done, in words. UserError where it cannot be."""
     found = find_run(root, run_id)
     run = RunDirectory(found.path)
-    state = view(run).state
+    job = read_job(run)
+    state, _ = current_state(run, run.record(), job)
     if state not in ("queued", "running"):
         raise UserError([Problem(found.id, f"the run is {state}; there is nothing to stop")])
-    job = read_job(run)
     if job is not None and job.submission is None:
         raise UserError([Problem(found.id, "the run waits in the service's queue; stop it there")])
     if not interrupt(run):  # its process is not here
@@ -78,7 +78,7 @@ def _follow(run: RunDirectory, cluster: RayCluster, submission: str) -> int:
     shown = 0
     while True:
         gone = asyncio.run(cluster.ended(submission))
-        state = view(run).state  # before the log: what it wrote last is then there
+        state, _ = current_state(run, run.record(), read_job(run))  # before the log: what it wrote last is then there
         if gone and state == "queued":
             run.update(state="failed", error=not_started(run))
             state = "failed"

@@ -105,7 +105,7 @@ def _require_adapter(run: RunDirectory, config: RunConfig) -> None:
         message = f"was trained whole, so there is nothing to merge: {run.model} is the complete model"
         raise UserError([Problem(run.path.name, message)])
     if config.policy.train_type == "qlora" and not run.base.is_dir():
-        message = "is gone; the adapter was trained on these de-quantised weights and fits no others"
+        message = "is gone; the adapter was trained on these de-quantized weights and fits no others"
         raise UserError([Problem(str(run.base), message)])
 
 

@@ -171,7 +171,7 @@ def vocabulary_problems(policy: str, other: str, *, where: str) -> list[Problem]
     ]
 
 
-def quantisation_problems(where: str) -> list[Problem]:
+def quantization_problems(where: str) -> list[Problem]:
     """Whether bitsandbytes can hold 4-bit weights on a machine like this one; `where` asks for them."""
     import torch
 

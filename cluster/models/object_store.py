@@ -191,22 +191,22 @@ def _short(error: Exception) -> str:
     return printable((str(error).strip() or type(error).__name__).splitlines()[0][:200])
 
 
-class GivenUp(Exception):
+class Abandoned(Exception):
     """Nobody waits for this work any more; it must leave nothing behind."""
 
 
-def patiently(work: Callable[[Callable[[], None]], _Result], *, what: str, patience_s: float) -> _Result:
+def run_with_stall_timeout(work: Callable[[Callable[[], None]], _Result], *, what: str, patience_s: float) -> _Result:
     """The result of `work`, which says that it moves by calling what it is given.
 
     StoreError where it has not moved for `patience_s`: a driver may wait for ever, and cannot be ended from outside.
-    Its thread is left behind and meets `GivenUp` at its next move.
+    Its thread is left behind and meets `Abandoned` at its next move.
     """
     moved, left = threading.Event(), threading.Event()
     outcome: Future[_Result] = Future()
 
     def move() -> None:
         if left.is_set():
-            raise GivenUp
+            raise Abandoned
         moved.set()
 
     def run() -> None:

@@ -20,7 +20,14 @@ from typing import Any, Literal, TypeAlias
 
 from cluster.config.run import MODELS, RunConfig, parse_config
 from cluster.config.tree import set_path
-from cluster.models.object_store import StoredFile, StoredFolder, StoreError, is_address, list_folder, patiently
+from cluster.models.object_store import (
+    StoredFile,
+    StoredFolder,
+    StoreError,
+    is_address,
+    list_folder,
+    run_with_stall_timeout,
+)
 from cluster.runs.atomic_files import RunDirectoryError, explained, free_bytes, fsync, write_atomic
 from cluster.runs.directory import RunDirectory, find_resumable
 from trainers.errors import Problem, UserError
@@ -68,7 +75,7 @@ def fetch(address: str, store: Path, extent: Extent, *, note: Note = lambda _: N
     StoreError where the store cannot give it, RunDirectoryError where it cannot be written.
     """
     asked = _Fetch(address, store, extent, note)
-    return patiently(asked.run, what=address, patience_s=_PATIENCE_S[extent])
+    return run_with_stall_timeout(asked.run, what=address, patience_s=_PATIENCE_S[extent])
 
 
 @dataclass(frozen=True, slots=True)

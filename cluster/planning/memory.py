@@ -46,11 +46,11 @@ def learner_memory(config: RunConfig, model: ModelInfo, *, teacher: ModelInfo | 
     train_type, lora = config.policy.train_type, config.policy.lora
     adapted = train_type != "full"
     trained = adapter_parameters(model, config.policy.adapter_rank or 0) if adapted else parameters
-    device, host = _in_training(config, parameters, trained, quantised=train_type == "qlora")
+    device, host = _in_training(config, parameters, trained, quantized=train_type == "qlora")
     if isinstance(config.algorithm, PPOConfig):
         judging = config.algorithm.critic.train_type
         trained = parameters if judging == "full" else adapter_parameters(model, lora.r) + (model.hidden or 0)
-        on_device, on_host = _in_training(config, parameters, trained, quantised=judging == "qlora")
+        on_device, on_host = _in_training(config, parameters, trained, quantized=judging == "qlora")
         device["critic"] = sum(on_device.values())
         if on_host:
             host["critic"] = sum(on_host.values())
@@ -71,18 +71,18 @@ def learner_memory(config: RunConfig, model: ModelInfo, *, teacher: ModelInfo | 
 
 
 def _in_training(
-    config: RunConfig, parameters: int, trained: int, *, quantised: bool
+    config: RunConfig, parameters: int, trained: int, *, quantized: bool
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes of one model's share on (device, host); 4-bit weights are neither sharded nor off-loaded."""
     ranks, stage, offload = config.learners.workers, config.learners.zero_stage, config.learners.offload
     weights = dtype_bytes(config) * parameters // (ranks if stage == 3 else 1)
     device = {
-        "weights": parameters // 2 if quantised else weights,
+        "weights": parameters // 2 if quantized else weights,
         "gradients": 4 * trained // (ranks if stage >= 2 else 1),
     }
     host: dict[str, int] = {}
     (device if offload == "none" else host)["optimizer"] = ADAM_BYTES * trained // (ranks if stage >= 1 else 1)
-    if offload == "all" and not quantised:
+    if offload == "all" and not quantized:
         host["weights"] = device.pop("weights")
     return device, host
 
@@ -98,11 +98,6 @@ def kv_bytes_per_token(config: RunConfig, model: ModelInfo) -> int | None:
     if model.layers is None or model.kv_width is None:
         return None
     return 2 * model.layers * model.kv_width * dtype_bytes(config)
-
-
-def max_model_len(config: RunConfig) -> int:
-    """Longest sequence of an engine, in tokens."""
-    return config.generators.max_model_len or config.data.max_prompt_tokens + config.sampling.max_tokens
 
 
 def generator_memory(config: RunConfig, model: ModelInfo, *, gpus: bool) -> MemoryEstimate | None:
@@ -124,5 +119,5 @@ def generator_memory(config: RunConfig, model: ModelInfo, *, gpus: bool) -> Memo
     if per_token is not None:
         samples = config.train.prompts_per_step * config.sampling.n
         sequences = min(config.generators.max_num_seqs, -(-samples // config.generators.replicas))
-        device["kv_cache"] = per_token * max_model_len(config) * sequences // shards
+        device["kv_cache"] = per_token * config.max_model_len * sequences // shards
     return MemoryEstimate("generator", device, {})

@@ -27,13 +27,13 @@ from cluster.models.inspect import (
     ModelInfo,
     context_problems,
     critic_problems,
-    quantisation_problems,
+    quantization_problems,
     read_model,
     target_problems,
     vocabulary_problems,
 )
 from cluster.models.remote import outlined
-from cluster.planning.memory import GIB, MemoryEstimate, generator_memory, learner_memory, max_model_len
+from cluster.planning.memory import GIB, MemoryEstimate, generator_memory, learner_memory
 from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig
 from trainers.errors import Problem, UserError
 from trainers.types import Prompt
@@ -126,11 +126,11 @@ def _inspect_folders(config: RunConfig) -> _Findings:
         model = read_model(origin.policy.model, where="policy.model")
     except UserError as error:
         problems += error.problems
-    if model is not None and model.context is not None and model.context < max_model_len(config):
+    if model is not None and model.context is not None and model.context < config.max_model_len:
         problems.append(
             Problem(
                 "data.max_prompt_tokens",
-                f"with sampling.max_tokens {max_model_len(config)} tokens in all, but the model's context has "
+                f"with sampling.max_tokens {config.max_model_len} tokens in all, but the model's context has "
                 f"{model.context}; lower one of them",
             )
         )
@@ -151,7 +151,7 @@ def _companion_problems(config: RunConfig, origin: Origin) -> tuple[ModelInfo | 
         try:
             where = "algorithm.teacher.model"
             teacher = read_model(algorithm.teacher.model, where=where)
-            problems += context_problems(teacher, max_model_len(config), where=where)
+            problems += context_problems(teacher, config.max_model_len, where=where)
             if (k := config.served_top_k) and teacher.vocabulary and k > teacher.vocabulary:
                 message = f"{k}, but the teacher's vocabulary has {teacher.vocabulary} tokens; lower it"
                 problems.append(Problem("algorithm.top_k", message))
@@ -161,9 +161,9 @@ def _companion_problems(config: RunConfig, origin: Origin) -> tuple[ModelInfo | 
     if isinstance(algorithm, PPOConfig):
         problems += _critic_problems(config, algorithm.critic, origin)
     if policy.train_type == "qlora":
-        problems += quantisation_problems("policy.train_type")
+        problems += quantization_problems("policy.train_type")
     elif isinstance(algorithm, PPOConfig) and algorithm.critic.train_type == "qlora":
-        problems += quantisation_problems("algorithm.critic.train_type")
+        problems += quantization_problems("algorithm.critic.train_type")
     if policy.lora.target_modules != "all-linear":
         for whose, name in _adapted_models(config, origin):
             problems += target_problems(name, policy.lora.target_modules, whose=whose)
@@ -172,10 +172,10 @@ def _companion_problems(config: RunConfig, origin: Origin) -> tuple[ModelInfo | 
 
 def _critic_problems(config: RunConfig, critic: CriticConfig, origin: Origin) -> list[Problem]:
     if critic.model is not None:
-        return critic_problems(critic.model, config.policy.model, longest=max_model_len(config))
+        return critic_problems(critic.model, config.policy.model, longest=config.max_model_len)
     if origin.continued is None or critic.train_type != "qlora":
         return []
-    message = "a copy of a policy that continues its adapter cannot be quantised; set lora, or policy.adapter: merge"
+    message = "a copy of a policy that continues its adapter cannot be quantized; set lora, or policy.adapter: merge"
     return [Problem("algorithm.critic.train_type", message)]
 
 

@@ -51,7 +51,7 @@ class DriverState(Config):
     stream: dict[str, Any]
     """The data cursor: where the prompt stream stands."""
     scorer: dict[str, Any]
-    """The reward normalisers' statistics."""
+    """The reward normalizers' statistics."""
 
     @field_validator("kl", "stream", "scorer")
     @classmethod

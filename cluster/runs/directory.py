@@ -143,7 +143,7 @@ class RunDirectory:
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
-        self.base = path / "base"  # QLoRA's, de-quantised
+        self.base = path / "base"  # QLoRA's, de-quantized
         self.merged = path / MERGED
         self.tensorboard = path / "tensorboard"
         self.logs = path / "logs"

@@ -22,12 +22,12 @@ from cluster.service.api.docs_page import docs_page
 from cluster.service.data.datasets import Datasets
 from cluster.service.data.lengths import Lengths
 from cluster.service.queue import Queue
-from cluster.service.remote_catalog import StoredModels
+from cluster.service.remote_catalog import RemoteCatalog
 from cluster.service.results.metrics import MetricsReader
-from cluster.service.run_creation import Parts
 from cluster.service.run_view import Runs
 from cluster.service.security import Attempts, Guard, Tickets
 from cluster.service.settings import PREFIX, Settings
+from cluster.service.state import AppState
 from cluster.service.workers.pool import Helper
 
 _ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": errors.ErrorAnswer, "description": "What went wrong."}}
@@ -55,16 +55,16 @@ def make_app(settings: Settings, cluster: RayCluster) -> FastAPI:
     return app
 
 
-def make_parts(settings: Settings, cluster: RayCluster) -> Parts:
+def make_parts(settings: Settings, cluster: RayCluster) -> AppState:
     """Everything that the routes use."""
     runs = Runs(settings.root)
-    return Parts(
+    return AppState(
         settings=settings,
         runs=runs,
         cluster=cluster,
-        queue=Queue(runs, cluster, at_once=settings.at_once),
+        queue=Queue(runs, cluster, max_concurrent_runs=settings.max_concurrent_runs),
         models=Models(settings.model_roots, settings.root),
-        stored_models=StoredModels(settings.model_stores),
+        stored_models=RemoteCatalog(settings.model_stores),
         datasets=Datasets(settings.datasets, most=settings.max_uploads_bytes),
         metrics=MetricsReader(),
         tickets=Tickets(),
@@ -72,13 +72,13 @@ def make_parts(settings: Settings, cluster: RayCluster) -> Parts:
         planner=Helper("planner"),
         checker=Helper("checker"),
         reader=Helper("reader"),
-        talker=Helper("talker"),
+        chat_worker=Helper("chat_worker"),
     )
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    parts: Parts = app.state.parts
+    parts: AppState = app.state.parts
     await asyncio.to_thread(parts.datasets.sweep)
     tasks = [asyncio.create_task(parts.cluster.stay_connected()), asyncio.create_task(parts.queue.run())]
     try:
@@ -87,7 +87,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for helper in (parts.lengths, parts.planner, parts.checker, parts.reader, parts.talker):
+        for helper in (parts.lengths, parts.planner, parts.checker, parts.reader, parts.chat_worker):
             await helper.close()
 
 

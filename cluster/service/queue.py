@@ -15,26 +15,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 from cluster.config.run import RunConfig, parse_config
+from cluster.jobs.job import Asked, Job, interrupt, is_held, not_started, read_job, record_or_none, vanished, write_job
 from cluster.jobs.ray_cluster import ClusterStatus, RayCluster
 from cluster.planning.plan import roles
 from cluster.runs.atomic_files import RunDirectoryError
 from cluster.runs.directory import RunDirectory, RunError
 from cluster.service.errors import ApiError
-from cluster.service.run_view import (
-    Asked,
-    Job,
-    QueuePlace,
-    Run,
-    Runs,
-    interrupt,
-    is_held,
-    not_started,
-    read_job,
-    record_or_none,
-    vanished,
-    view,
-    write_job,
-)
+from cluster.service.run_view import QueuePlace, Run, Runs, view
 from trainers.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -46,10 +33,10 @@ _SETTLED: Final[Mapping[Asked, Literal["paused", "stopped"]]] = {"pause": "pause
 class Queue:
     """Runs that wait or go, of those that this service was asked to start."""
 
-    def __init__(self, runs: Runs, cluster: RayCluster, *, at_once: int | None) -> None:
+    def __init__(self, runs: Runs, cluster: RayCluster, *, max_concurrent_runs: int | None) -> None:
         self._runs = runs
         self._cluster = cluster
-        self._at_once = at_once
+        self._max_concurrent_runs = max_concurrent_runs
         self._active: dict[str, Job] = {}
         self._reasons: dict[str, str] = {}
         self._told: set[str] = set()
@@ -201,7 +188,9 @@ class Queue:
                 continue
             directories = [RunDirectory(self._runs.root / going) for going in self.going()]
             directory = RunDirectory(self._runs.root / run_id)
-            reason = await asyncio.to_thread(obstacle, directory, directories, status, at_once=self._at_once)
+            reason = await asyncio.to_thread(
+                obstacle, directory, directories, status, max_concurrent_runs=self._max_concurrent_runs
+            )
             if reason is None:
                 reason = await self._submit(run_id, job)
             if reason is not None:
@@ -227,7 +216,7 @@ class Queue:
 
 
 def obstacle(
-    directory: RunDirectory, going: Sequence[RunDirectory], status: ClusterStatus, *, at_once: int | None
+    directory: RunDirectory, going: Sequence[RunDirectory], status: ClusterStatus, *, max_concurrent_runs: int | None
 ) -> str | None:
     """Why a run cannot start beside those that go; None: it can."""
     if status.state != "ready":
@@ -235,10 +224,10 @@ def obstacle(
     if is_held(directory):
         return "its last process has not ended yet"
     gpus = status.resources["GPU"].total if "GPU" in status.resources else 0.0
-    most = at_once if at_once is not None else (None if gpus else 1)
+    most = max_concurrent_runs if max_concurrent_runs is not None else (None if gpus else 1)
     if most is not None and len(going) >= most:
         runs = "1 run" if most == 1 else f"{most} runs"
-        return f"{runs} at a time (rlhf serve --at-once): waits for {going[0].path.name}"
+        return f"{runs} at a time (rlhf serve --max-concurrent-runs): waits for {going[0].path.name}"
     taken = [_demand_of(other, gpus=bool(gpus)) for other in going]
     for name, amount in _demand_of(directory, gpus=bool(gpus)).items():
         there = status.resources.get(name)

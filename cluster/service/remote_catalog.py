@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 from cluster.models.catalog import DEPTH, MOST_MODELS, FoundModel, describe, shown_name
-from cluster.models.object_store import StoredFolder, StoreError, list_folder, patiently, within
+from cluster.models.object_store import StoredFolder, StoreError, list_folder, run_with_stall_timeout, within
 from cluster.models.remote import CONFIGS, WEIGHTS, model_files, write_outline
 from cluster.service.settings import Settings
 from cluster.service.vetting import redacted, vet_bases
@@ -41,7 +41,7 @@ async def outlines(
     return folders
 
 
-class StoredModels:
+class RemoteCatalog:
     """What can be found in stores, remembered for a minute."""
 
     def __init__(self, roots: Sequence[str], *, wait_s: float = _WAIT_S, fresh_s: float = _FRESH_S) -> None:
@@ -91,7 +91,9 @@ class _Search:
 
     def _run(self) -> None:
         try:
-            self.found, self.truncated, self._failed = patiently(self._search, what=self.root, patience_s=_PATIENCE_S)
+            self.found, self.truncated, self._failed = run_with_stall_timeout(
+                self._search, what=self.root, patience_s=_PATIENCE_S
+            )
         except (StoreError, OSError) as error:  # what was found before may still be there
             self._failed = (str(error),)
         finally:

@@ -1,76 +1,34 @@
 """From a config tree of the network to a run in the queue: checked, vetted, planned, made once.
 
-It knows what the service is made of (`Parts`), which routes are given as `Using`.
+It knows what the service is made of (`AppState`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
-
-from fastapi import Depends, Request
+from typing import Any
 
 from cluster.config.run import RunConfig, parse_config, problems_as_json
 from cluster.config.tree import set_path
-from cluster.jobs.ray_cluster import RayCluster
-from cluster.models.catalog import Models
 from cluster.models.remote import addresses
 from cluster.runs.atomic_files import write_atomic
 from cluster.runs.directory import RunDirectory
-from cluster.service.data.datasets import Datasets
-from cluster.service.data.lengths import Lengths
 from cluster.service.errors import ApiError, invalid_config
-from cluster.service.queue import Queue
-from cluster.service.remote_catalog import StoredModels, outlines
-from cluster.service.results.metrics import MetricsReader
-from cluster.service.run_view import Run, Runs, actions, view
-from cluster.service.security import Tickets
-from cluster.service.settings import Settings
+from cluster.service.remote_catalog import outlines
+from cluster.service.run_view import Run, actions, view
+from cluster.service.state import AppState
 from cluster.service.vetting import owned, redacted, short_yaml, vet
-from cluster.service.workers.pool import Helper
 from trainers.errors import Problem, UserError
 
 PLAN_S = 300.0
 _DEEPEST, _MOST_VALUES = 20, 20_000
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 COMMAND = "rlhf train config.yaml"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What the service is made of; one of each for the app's whole life."""
-
-    settings: Settings
-    runs: Runs
-    cluster: RayCluster
-    queue: Queue
-    models: Models
-    stored_models: StoredModels
-    datasets: Datasets
-    metrics: MetricsReader
-    tickets: Tickets
-    lengths: Lengths
-    planner: Helper
-    checker: Helper
-    reader: Helper
-    talker: Helper
-    creating: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
-def _parts(request: Request) -> Parts:
-    found = request.app.state.parts
-    assert isinstance(found, Parts)
-    return found
-
-
-Using: TypeAlias = Annotated[Parts, Depends(_parts)]
 
 
 def check_tree(tree: Any) -> None:
@@ -95,7 +53,7 @@ def check_tree(tree: Any) -> None:
 
 
 async def make_plan(
-    parts: Parts, tree: Mapping[str, Any], *, gpus: bool | None, trusted: Mapping[str, Any] | None = None
+    parts: AppState, tree: Mapping[str, Any], *, gpus: bool | None, trusted: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The plan, with everything that is wrong with the config among its problems."""
     try:
@@ -130,7 +88,7 @@ def _no_plan(problems: Any) -> dict[str, Any]:
     }
 
 
-async def _has_gpus(parts: Parts) -> bool | None:
+async def _has_gpus(parts: AppState) -> bool | None:
     """As the cluster is; None (as this machine is) where it does not say."""
     status = await parts.cluster.status()
     if status.state != "ready":
@@ -139,7 +97,7 @@ async def _has_gpus(parts: Parts) -> bool | None:
 
 
 async def create(
-    parts: Parts, tree: Mapping[str, Any], *, key: str | None, trusted: Mapping[str, Any] | None = None
+    parts: AppState, tree: Mapping[str, Any], *, key: str | None, trusted: Mapping[str, Any] | None = None
 ) -> tuple[Run, bool]:
     """A run in the queue, and whether it is new. Raises ApiError 422 with every problem, 409 for a reused key."""
     if key is None:
@@ -169,7 +127,7 @@ def _read_key(file: Path) -> dict[str, str] | None:
     return found
 
 
-async def _create(parts: Parts, tree: Mapping[str, Any], trusted: Mapping[str, Any] | None) -> Run:
+async def _create(parts: AppState, tree: Mapping[str, Any], trusted: Mapping[str, Any] | None) -> Run:
     plan = await make_plan(parts, tree, gpus=None, trusted=trusted)
     if plan["problems"]:
         raise invalid_config(Problem(item["path"], item["message"]) for item in plan["problems"])
@@ -179,7 +137,7 @@ async def _create(parts: Parts, tree: Mapping[str, Any], trusted: Mapping[str, A
     return view(directory)
 
 
-def changed_config(parts: Parts, run_id: str, changes: Mapping[str, Any], name: str | None) -> tuple[Any, Any]:
+def changed_config(parts: AppState, run_id: str, changes: Mapping[str, Any], name: str | None) -> tuple[Any, Any]:
     """The config tree of a run, and the same with changes. UserError for a path that cannot be set."""
     source = parts.runs.directory(run_id).config()
     source["root"] = str(parts.settings.root)
@@ -233,7 +191,7 @@ def differences(before: Any, after: Any, path: str = "") -> list[dict[str, Any]]
     return [] if before == after else [{"path": path, "from": redacted(before), "to": redacted(after)}]
 
 
-def uses(parts: Parts, path: str) -> str | None:
+def uses(parts: AppState, path: str) -> str | None:
     """The id of a run that has not ended and reads this file; None: no run does."""
     for run_id in parts.runs.ids():
         directory = RunDirectory(parts.settings.root / run_id)
@@ -247,7 +205,7 @@ def uses(parts: Parts, path: str) -> str | None:
     return None
 
 
-def delete_run(parts: Parts, run_id: str) -> None:
+def delete_run(parts: AppState, run_id: str) -> None:
     """Remove a run's directory, whole. Raises ApiError 409 while it waits or goes."""
     directory = parts.runs.directory(run_id)
     run = view(directory)
@@ -259,7 +217,7 @@ def delete_run(parts: Parts, run_id: str) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def resume_run(parts: Parts, run_id: str) -> Run:
+def resume_run(parts: AppState, run_id: str) -> Run:
     """Put a run that ended before its last step back into the queue. Raises ApiError 409 for another one."""
     directory = parts.runs.directory(run_id)
     run = view(directory)

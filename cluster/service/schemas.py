@@ -36,7 +36,7 @@ class ServiceInfo(BaseModel):
     model_roots: list[str]
     data_roots: list[str]
     upload_limit_bytes: int
-    at_once: int | None
+    max_concurrent_runs: int | None
     reward_functions: list[RewardFunction]
     chat: bool = True
 

@@ -39,7 +39,7 @@ class ServeOptions:
     data: tuple[str, ...] = ()
     reward_files: tuple[Path, ...] = ()
     proxies: tuple[str, ...] = ()
-    at_once: int | None = None
+    max_concurrent_runs: int | None = None
     max_upload_gb: float = 10.0
     max_uploads_gb: float = 100.0
 
@@ -109,7 +109,7 @@ def make_settings(options: ServeOptions) -> Settings:
         model_stores=tuple(entry.rstrip("/") for entry in stores),
         data_roots=tuple(entry if is_address(entry) else str(Path(entry).resolve()) for entry in options.data),
         reward_roots=tuple(folder.resolve() for folder in options.reward_files),
-        at_once=options.at_once,
+        max_concurrent_runs=options.max_concurrent_runs,
         max_upload_bytes=int(options.max_upload_gb * 1e9),
         max_uploads_bytes=int(options.max_uploads_gb * 1e9),
         token_sha256=_token(root),

@@ -19,7 +19,7 @@ class Settings:
     model_stores: tuple[str, ...] = ()  # beginnings of remote addresses such as s3://bucket/models
     data_roots: tuple[str, ...] = ()  # folders, or beginnings of remote addresses such as s3://bucket/prompts
     reward_roots: tuple[Path, ...] = ()
-    at_once: int | None = None  # runs at the same time; None: as many as the resources hold
+    max_concurrent_runs: int | None = None  # runs at the same time; None: as many as the resources hold
     max_upload_bytes: int = 10 << 30
     max_uploads_bytes: int = 100 << 30  # of all together
     token_sha256: bytes | None = None

@@ -26,7 +26,7 @@ from cluster.training.buffer import RolloutBuffer, Stream
 from cluster.training.progress import Progress
 from cluster.training.rollouts import Encoder, GroupProducer
 from cluster.training.step_metrics import Clock, StepFacts, eval_metrics, step_metrics
-from cluster.training.step_schedule import make_order, teaches, who_writes
+from cluster.training.step_schedule import has_reward_variance, rollout_source, update_options
 from trainers.algorithms.base import Algorithm
 from trainers.kl import AdaptiveKL, FixedKL
 from trainers.seeds import derive_seed
@@ -138,7 +138,7 @@ class Driver:
             await buffer.close()
 
     def _produce(self, id: str, prompt: Prompt) -> Awaitable[Rollout]:
-        writer = who_writes(self._config, self._step)
+        writer = rollout_source(self._config, self._step)
         return self._groups.produce(id, prompt, n=self._config.sampling.n, writer=writer, version=self._version)
 
     async def _one_step(self, buffer: RolloutBuffer) -> None:
@@ -147,7 +147,7 @@ class Driver:
         began = monotonic()
         progress.phase("generate")
         buffer.fill()
-        taking = buffer.take(train.prompts_per_step, keep=teaches, replace=self._config.replaceable_groups)
+        taking = buffer.take(train.prompts_per_step, keep=has_reward_variance, replace=self._config.replaceable_groups)
         rollouts, replaced = await self._unless_stopped(taking)
         written = self._groups.written_at
         clock.generate, clock.reward = written - began, monotonic() - written
@@ -157,16 +157,16 @@ class Driver:
 
         progress.phase("annotate")
         began_part = monotonic()
-        await self._roles.turns.learn()
+        await self._roles.gpu_sharing.acquire_for_training()
         annotated = await self._roles.learners.annotate(to_samples(rollouts), self._needs())
         if (k := self._config.served_top_k) is not None:
-            annotated = await self._groups.taught(annotated, k)
+            annotated = await self._groups.teacher_top_logprobs(annotated, k)
         clock.annotate = monotonic() - began_part
 
         progress.phase("train")
         began_part = monotonic()
         samples = self._algorithm.advantages(annotated, kl_coef=self._kl.coef)
-        order = make_order(self._config, self._step, kl_coef=self._kl.coef)
+        order = update_options(self._config, self._step, kl_coef=self._kl.coef)
         seed = (derive_seed(self._config.seed, "updates", self._step),)
         report = await self._roles.learners.update(samples, order, seed=seed)
         clock.train = monotonic() - began_part
@@ -178,7 +178,7 @@ class Driver:
 
         progress.phase("sync")
         began_part = monotonic()
-        await self._roles.turns.generate()
+        await self._roles.gpu_sharing.acquire_for_generation()
         proof = await self._roles.weights.publish(self._version + 1)
         clock.sync = monotonic() - began_part
         buffer.release(train.prompts_per_step)
@@ -255,7 +255,7 @@ class Driver:
         store = self._sinks.checkpoints
         directory = await asyncio.to_thread(store.begin, self._step)
         await self._in_learners_turn(self._roles.learners.save(str(directory)))
-        if self._roles.turns.shared:
+        if self._roles.gpu_sharing.shared:
             await self._roles.weights.publish(self._version)
         state = DriverState(
             step=self._step,
@@ -277,12 +277,12 @@ class Driver:
 
     async def _in_learners_turn(self, work: Awaitable[None]) -> None:
         """Work of the learners outside of a step's updates; on shared GPUs the generators sleep meanwhile."""
-        if not self._roles.turns.shared:
+        if not self._roles.gpu_sharing.shared:
             await work
             return
-        await self._roles.turns.learn()
+        await self._roles.gpu_sharing.acquire_for_training()
         await work
-        await self._roles.turns.generate()
+        await self._roles.gpu_sharing.acquire_for_generation()
 
     def _needs(self) -> frozenset[Any]:
         """What must be computed before the update; old log-probabilities only where it is not exactly on-policy."""

@@ -53,14 +53,14 @@ class Outcome:
 
 def train(config: RunConfig, *, resume: str = "auto", console: Console | None = None) -> Outcome:
     """Train to the end, an interruption or a failure. Raises UserError for what the user can mend."""
-    run, going_on = choose_run(config, resume)
+    run, resumed = choose_run(config, resume)
     progress = Recording(make_progress(console or Console()), run)
     memory: dict[str, int] = {}
     try:
         with run.locked():
             run.check_space(_LEAST_FREE_BYTES)
             run.update(state="running", error=None)
-            progress.note(f"run {run.path}" + (" (resumed)" if going_on else ""))
+            progress.note(f"run {run.path}" + (" (resumed)" if resumed else ""))
             code = _attempt(config, run, progress, memory)
     finally:
         progress.close()

@@ -15,18 +15,21 @@ from pathlib import Path
 import numpy as np
 import ray
 
+from actors.config import Transport
 from actors.generator.actor import Generator
+from actors.generator.group import GeneratorGroup, generator_seats
 from actors.learner.actor import Learner
-from actors.learner.group import Deadlines, GeneratorGroup, LearnerGroup, OwnGPUs, SharedGPUs, WeightSynchronizer
+from actors.learner.group import LearnerGroup, learner_seats
 from actors.messages import EngineSpec, LearnerSpec
 from actors.modeling.policy_source import Origin, find_origin
 from actors.protocols import Roles
 from actors.rewards.scorer import Scorer
-from actors.runtime.actor_group import ActorGroup, Seat, launch
-from actors.runtime.placement import generator_seats, layout, learner_seats, reserve
-from actors.weights.transfer import Route, Transport
+from actors.runtime.actor_group import ActorGroup, Deadlines, Seat, launch
+from actors.runtime.gpu_sharing import ColocatedGpus, DedicatedGpus
+from actors.runtime.placement import layout, reserve
+from actors.weights.synchronizer import Canaries, WeightSynchronizer
+from actors.weights.transfer import Route
 from cluster.config.run import RunConfig
-from cluster.planning.memory import max_model_len
 from cluster.runs.directory import RunDirectory
 from cluster.training.driver import Data
 from trainers.algorithms.config import GKDConfig
@@ -79,19 +82,19 @@ async def open_roles(
         stack.push_async_callback(scorer.close, end_service=not own_cluster)
         generators = GeneratorGroup(generator_actors, deadlines)
         learners = LearnerGroup(learner_actors, config.train, deadlines)
-        turns = SharedGPUs(learners, generators, deadlines) if gpus and config.placement == "colocated" else OwnGPUs()
+        shared = gpus and config.placement == "colocated"
+        gpu_sharing = ColocatedGpus(learner_actors, generator_actors, deadlines) if shared else DedicatedGpus()
         if origin.merged is not None:
             await learners.merge(origin.policy, origin.merged, config.policy.model)
         starting = _Starting(learners, [g for g in (generators, teacher) if g], scorer, deadlines)
-        await starting.all(shared=isinstance(turns, SharedGPUs), base=base_of(run) if is_quantised(config) else None)
+        await starting.all(shared=shared, base=base_of(run) if is_quantized(config) else None)
         if teacher is not None:  # its weights are those that it was loaded with
             await teacher.actors.each("resume", lambda a, _: a.resume.remote(0), deadline_s=deadlines.sync)
         weights = WeightSynchronizer(
-            learners,
-            generators,
-            canaries(config, data),
-            sampling=config.sampling,
-            max_gap=config.sync.allowed_gap(config.policy.dtype),
+            learner_actors,
+            generator_actors,
+            learners.logprobs,
+            canaries=canaries(config, data),
             deadlines=deadlines,
         )
         await weights.connect(await _route(config, learners, transport))
@@ -101,7 +104,7 @@ async def open_roles(
             learners=learners,
             weights=weights,
             scorer=scorer,
-            turns=turns,
+            gpu_sharing=gpu_sharing,
             groups=(generator_actors, learner_actors, *([teacher.actors] if teacher else [])),
         )
 
@@ -147,10 +150,10 @@ def _deadlines(config: RunConfig) -> Deadlines:
 def policy_engine(config: RunConfig, run: RunDirectory, transport: Transport) -> EngineSpec:
     """What writes for the policy: the whole model, or the base that its adapter is served on."""
     return EngineSpec(
-        model=str(base_of(run)) if is_quantised(config) else config.policy.model,
+        model=str(base_of(run)) if is_quantized(config) else config.policy.model,
         dtype=config.policy.dtype,
         generators=config.generators,
-        max_model_len=max_model_len(config),
+        max_model_len=config.max_model_len,
         transport=transport,
         adapter=None if config.policy.train_type == "full" else config.policy,
     )
@@ -164,17 +167,17 @@ def teacher_engine(config: RunConfig) -> EngineSpec:
         top_logprobs=config.served_top_k or 1,
         dtype=config.policy.dtype,
         generators=config.generators,
-        max_model_len=max_model_len(config),
+        max_model_len=config.max_model_len,
     )
 
 
-def is_quantised(config: RunConfig) -> bool:
-    """Whether the learners hold 4-bit weights, which the generators serve de-quantised."""
+def is_quantized(config: RunConfig) -> bool:
+    """Whether the learners hold 4-bit weights, which the generators serve de-quantized."""
     return config.policy.train_type == "qlora"
 
 
 def base_of(run: RunDirectory) -> Path:
-    """Where the learners write the de-quantised base."""
+    """Where the learners write the de-quantized base."""
     return run.base
 
 
@@ -224,12 +227,13 @@ async def _route(config: RunConfig, learners: LearnerGroup, transport: Transport
     return Route(transport="nccl", deadline_s=deadline, host=host, port=port, world_size=1 + workers)
 
 
-def canaries(config: RunConfig, data: Data) -> list[TokenPrompt]:
+def canaries(config: RunConfig, data: Data) -> Canaries:
     """The first prompts of the data, whose log-probabilities are compared after each sync."""
     state = data.stream.state()
     taken = data.stream.take(config.sync.canary_prompts)
     data.stream.restore(state)
-    return [
+    prompts = [
         TokenPrompt(id=f"canary-{i}", prompt=p, tokens=np.asarray(data.encoder.encode(p), dtype=np.int32))
         for i, (_, p) in enumerate(taken)
     ]
+    return Canaries(prompts=prompts, sampling=config.sampling, max_gap=config.sync.allowed_gap(config.policy.dtype))

@@ -97,13 +97,16 @@ class GroupProducer:
             policy_version=version,
         )
 
-    async def taught(self, samples: Sequence[AnnotatedSample], k: int) -> list[AnnotatedSample]:
+    async def teacher_top_logprobs(self, samples: Sequence[AnnotatedSample], k: int) -> list[AnnotatedSample]:
         """The samples with the teacher's `k` likeliest tokens."""
         teacher = self._roles.teacher
         assert teacher is not None, "this run has no engine of its teacher"
         async with asyncio.TaskGroup() as group:
             asked = [group.create_task(teacher.top_logprobs(annotated.sample, k)) for annotated in samples]
-        return [replace(annotated, taught=task.result()) for annotated, task in zip(samples, asked, strict=True)]
+        return [
+            replace(annotated, teacher_top_logprobs=task.result())
+            for annotated, task in zip(samples, asked, strict=True)
+        ]
 
     def refuse_failed(self, rollouts: Sequence[Rollout], *, step: int) -> None:
         """Raise `RewardsFailedError` with the first cause where too many of the rollouts trained on have no score."""

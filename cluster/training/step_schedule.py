@@ -5,7 +5,7 @@ Pure: the config and the step's number (steps done before it) decide, so that a 
 
 from __future__ import annotations
 
-from actors.messages import UpdateOrder
+from actors.messages import UpdateOptions
 from cluster.config.run import RunConfig
 from cluster.training.rollouts import Writer
 from trainers.algorithms.config import GKDConfig
@@ -13,7 +13,7 @@ from trainers.algorithms.gkd import policy_writes
 from trainers.types import Rollout
 
 
-def who_writes(config: RunConfig, step: int) -> Writer:
+def rollout_source(config: RunConfig, step: int) -> Writer:
     """The policy; with GKD, in steps that the draw gives away, the data (where it holds responses) or the teacher."""
     algorithm = config.algorithm
     if not isinstance(algorithm, GKDConfig) or policy_writes(config.seed, step, algorithm.lmbda):
@@ -21,21 +21,21 @@ def who_writes(config: RunConfig, step: int) -> Writer:
     return "data" if config.data.strip_responses else "teacher"
 
 
-def teaches(rollout: Rollout) -> bool:
+def has_reward_variance(rollout: Rollout) -> bool:
     """Whether the group's rewards differ (SEMANTICS: dynamic sampling); one that nobody could score is kept.
 
     >>> from types import SimpleNamespace as Group
-    >>> [teaches(Group(reward=reward)) for reward in ((1.0, 0.0), (1.0, None, 1.0), (None, None))]
+    >>> [has_reward_variance(Group(reward=reward)) for reward in ((1.0, 0.0), (1.0, None, 1.0), (None, None))]
     [True, False, True]
     """
     scores = {reward for reward in rollout.reward if reward is not None}
     return len(scores) != 1
 
 
-def make_order(config: RunConfig, step: int, *, kl_coef: float) -> UpdateOrder:
+def update_options(config: RunConfig, step: int, *, kl_coef: float) -> UpdateOptions:
     """How the step's updates are made."""
-    return UpdateOrder(
+    return UpdateOptions(
         kl_coef=kl_coef,
         train_policy=step >= config.critic_steps,
-        from_policy=who_writes(config, step) == "policy",
+        from_policy=rollout_source(config, step) == "policy",
     )

@@ -280,7 +280,7 @@ def get(service: Service, parts: list[str], query: dict[str, list[str]]) -> Any:
             "model_roots": ["/srv/models"],
             "data_roots": [],
             "upload_limit_bytes": service.upload_limit,
-            "at_once": 1,
+            "max_concurrent_runs": 1,
             "reward_functions": [{"path": JUDGE, "name": "correct", "doc": "1 where the answer is right."}],
             "chat": True,
         },

@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from actors.config import GeneratorConfig, LearnerConfig, PolicyConfig
 from actors.generator.actor import Generator
+from actors.generator.group import generator_seats
 from actors.learner.actor import Learner
-from actors.learner.group import Deadlines, LearnerGroup
+from actors.learner.group import LearnerGroup, learner_seats
 from actors.messages import EngineSpec, GenerateRequest, LearnerSpec
-from actors.runtime.actor_group import ActorGroup, Seat, launch
-from actors.runtime.placement import Layout, generator_seats, learner_seats, reserve
+from actors.runtime.actor_group import ActorGroup, Deadlines, Seat, launch
+from actors.runtime.placement import Layout, reserve
 from trainers.config import SamplingConfig, TrainConfig
 from trainers.tiny_models import make_tokenizer
 from trainers.types import Completion, Prompt, TokenPrompt

@@ -42,7 +42,7 @@ def check(got: Tensor, expected: Tensor, rtol: float, atol: float | None = None)
 
 
 def test_by_hand():
-    # p = ½, ¼, ¼ at temperature 1; at ½ the powers p², normalised: 2/3, 1/6, 1/6
+    # p = ½, ¼, ¼ at temperature 1; at ½ the powers p², normalized: 2/3, 1/6, 1/6
     logits = torch.tensor([[0.5, 0.25, 0.25]]).log() + 100  # a constant changes nothing
     logprobs, entropies = token_logprobs(logits, torch.tensor([1]), entropy=True)
     check(logprobs, torch.tensor([math.log(1 / 4)]), 1e-5)

@@ -240,20 +240,20 @@ def test_what_the_teacher_said_stays_with_the_chosen_tokens() -> None:
         n = int(train.sample.mask.sum())
         ids = (100 * number + np.arange(2 * n)).astype(np.int32).reshape(n, 2)
         taught = TopLogprobs(ids, -ids.astype(np.float32))
-        samples.append(replace(train, annotated=replace(train.annotated, taught=taught)))
+        samples.append(replace(train, annotated=replace(train.annotated, teacher_top_logprobs=taught)))
     packed = pack_updates(samples, updates=1, epochs=1, shards=4, max_tokens=8, seed=(0,))
     seen = 0
     for steps in packed:
         for batch in steps[0].micro_batches:
-            assert batch.taught is not None
-            own = [samples[i].annotated.taught for i in batch.order if i >= 0]
+            assert batch.teacher_top_logprobs is not None
+            own = [samples[i].annotated.teacher_top_logprobs for i in batch.order if i >= 0]
             expected = [row for taught in own if taught is not None for row in taught.ids.tolist()]
-            assert batch.taught.ids.tolist() == expected
-            np.testing.assert_array_equal(batch.taught.logprobs, -batch.taught.ids)
-            assert batch.taught.ids.shape == (int(batch.mask.sum()), 2)
+            assert batch.teacher_top_logprobs.ids.tolist() == expected
+            np.testing.assert_array_equal(batch.teacher_top_logprobs.logprobs, -batch.teacher_top_logprobs.ids)
+            assert batch.teacher_top_logprobs.ids.shape == (int(batch.mask.sum()), 2)
             seen += len(expected)
     assert seen == sum(int(s.sample.mask.sum()) for s in samples)
-    mixed = [samples[0], replace(samples[1], annotated=replace(samples[1].annotated, taught=None))]
+    mixed = [samples[0], replace(samples[1], annotated=replace(samples[1].annotated, teacher_top_logprobs=None))]
     with pytest.raises(ValueError, match="that others lack"):
         pack_updates(mixed, updates=1, epochs=1, shards=1, max_tokens=100, seed=(0,))
 

@@ -1,4 +1,4 @@
-"""Normalisation, clipping and the weighted sum, against numpy in float64 and hand calculations."""
+"""Normalization, clipping and the weighted sum, against numpy in float64 and hand calculations."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, Index
 
 
 class ChatEncoder:
-    """Turns prompts into tokens as the model expects them; one tokenizer, one template.
+    """GpuSharing prompts into tokens as the model expects them; one tokenizer, one template.
 
     `chat_template` takes the place of the tokenizer's own. Where there is none at all, a prompt of one user turn is
     its text with the tokenizer's special tokens.

@@ -24,7 +24,7 @@ from cluster.service.data.uploads import announced_size, receive_file
 from cluster.service.disconnect import while_connected
 from cluster.service.errors import ApiError
 from cluster.service.remote_catalog import outlines
-from cluster.service.run_creation import Using, check_tree, make_plan, uses
+from cluster.service.run_creation import check_tree, make_plan, uses
 from cluster.service.schemas import (
     ClusterInfo,
     DatasetAnswer,
@@ -38,6 +38,7 @@ from cluster.service.schemas import (
     Waiting,
 )
 from cluster.service.settings import Settings
+from cluster.service.state import AppStateDep
 from cluster.service.vetting import model_problem
 
 CHECK_S, ROWS_S = 1800.0, 60.0
@@ -63,13 +64,13 @@ _FORM = {
 
 
 @router.get("/health")
-async def health(parts: Using) -> Health:
+async def health(parts: AppStateDep) -> Health:
     """Whether the service is there; needs no token."""
     return Health(version=version("rlhf-online"), token_required=parts.settings.token_sha256 is not None)
 
 
 @router.get("/service")
-async def service(parts: Using) -> ServiceInfo:
+async def service(parts: AppStateDep) -> ServiceInfo:
     """What the operator allows."""
     settings = parts.settings
     return ServiceInfo(
@@ -78,13 +79,13 @@ async def service(parts: Using) -> ServiceInfo:
         model_roots=_model_roots(settings),
         data_roots=list(settings.data_roots),
         upload_limit_bytes=settings.max_upload_bytes,
-        at_once=settings.at_once,
+        max_concurrent_runs=settings.max_concurrent_runs,
         reward_functions=await asyncio.to_thread(_reward_functions, settings.reward_roots),
     )
 
 
 @router.get("/cluster")
-async def cluster(parts: Using) -> ClusterInfo:
+async def cluster(parts: AppStateDep) -> ClusterInfo:
     """Resources, and which runs go and wait."""
     status = await parts.cluster.status()
     waiting = [Waiting(id=run, **place.model_dump()) for run, place in parts.queue.waiting().items()]
@@ -115,14 +116,14 @@ async def config_schema(request: Request) -> Response:
 
 
 @router.post("/plan")
-async def plan(parts: Using, tree: Tree, gpus: bool | None = None) -> PlanAnswer:
+async def plan(parts: AppStateDep, tree: Tree, gpus: bool | None = None) -> PlanAnswer:
     """What a config would do, and everything that is wrong with it."""
     check_tree(tree)
     return PlanAnswer.model_validate(await make_plan(parts, tree, gpus=gpus))
 
 
 @router.get("/models")
-async def models(parts: Using, kind: Kind | None = None) -> ModelList:
+async def models(parts: AppStateDep, kind: Kind | None = None) -> ModelList:
     """The models that were found."""
     (found, truncated), (stored, more, problems) = await asyncio.gather(
         asyncio.to_thread(parts.models.find), asyncio.to_thread(parts.stored_models.find)
@@ -137,7 +138,7 @@ def _model_roots(settings: Settings) -> list[str]:
 
 
 @router.post("/datasets", status_code=201, openapi_extra=_FORM)
-async def upload(parts: Using, request: Request) -> DatasetAnswer:
+async def upload(parts: AppStateDep, request: Request) -> DatasetAnswer:
     """Take a prompts file, and say what it is."""
     datasets, limit = parts.datasets, parts.settings.max_upload_bytes
     partial = await asyncio.to_thread(datasets.begin)
@@ -154,7 +155,7 @@ async def upload(parts: Using, request: Request) -> DatasetAnswer:
 
 @router.get("/datasets")
 async def datasets(
-    parts: Using,
+    parts: AppStateDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     after: Annotated[str | None, Query(max_length=100)] = None,
 ) -> DatasetList:
@@ -164,7 +165,7 @@ async def datasets(
 
 @router.get("/datasets/{dataset_id}")
 async def dataset(
-    parts: Using,
+    parts: AppStateDep,
     dataset_id: DatasetId,
     rows: Annotated[int, Query(ge=0, le=200)] = 0,
     offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
@@ -180,7 +181,7 @@ async def dataset(
 
 @router.get("/datasets/{dataset_id}/lengths")
 async def lengths(
-    parts: Using,
+    parts: AppStateDep,
     request: Request,
     dataset_id: DatasetId,
     model: Annotated[str, Query(min_length=1, max_length=4096)],
@@ -200,7 +201,7 @@ async def lengths(
 
 
 @router.delete("/datasets/{dataset_id}", status_code=204)
-async def delete_dataset(parts: Using, dataset_id: DatasetId) -> None:
+async def delete_dataset(parts: AppStateDep, dataset_id: DatasetId) -> None:
     """Remove an upload."""
     found = parts.datasets.get(dataset_id)
     if (run := await asyncio.to_thread(uses, parts, found["path"])) is not None:

@@ -18,10 +18,11 @@ from cluster.service.results.downloads import archive, archive_size, list_logs, 
 from cluster.service.results.metrics import columns, select, tag
 from cluster.service.results.samples import Kind, find_samples, sample_tokens
 from cluster.service.results.samples import Query as SampleQuery
-from cluster.service.run_creation import Parts, Using, config_of
+from cluster.service.run_creation import config_of
 from cluster.service.run_view import RunId
 from cluster.service.schemas import ChatRequest, LogAnswer, Ticket
 from cluster.service.settings import PREFIX
+from cluster.service.state import AppState, AppStateDep
 from trainers.adapter_folder import tokenizer_source
 
 _MOST_STEPS = 1 << 53
@@ -66,7 +67,9 @@ class TokensQuery(BaseModel):
 
 
 @router.get("/metrics", response_model=dict[str, Any])
-async def metrics(parts: Using, request: Request, run_id: RunId, query: Annotated[MetricsQuery, Query()]) -> Response:
+async def metrics(
+    parts: AppStateDep, request: Request, run_id: RunId, query: Annotated[MetricsQuery, Query()]
+) -> Response:
     """Metrics by step."""
     path = parts.runs.directory(run_id).metrics
     headers = {"ETag": tag(path)}
@@ -84,7 +87,7 @@ async def metrics(parts: Using, request: Request, run_id: RunId, query: Annotate
 
 @router.get("/events", response_class=EventSourceResponse)
 async def events(
-    parts: Using,
+    parts: AppStateDep,
     run_id: RunId,
     since: Annotated[int | None, Query(ge=-1, lt=_MOST_STEPS)] = None,
     last_event_id: Annotated[str | None, Header(max_length=20)] = None,
@@ -97,7 +100,7 @@ async def events(
 
 
 @router.get("/samples")
-async def samples(parts: Using, run_id: RunId, query: Annotated[SamplesQuery, Query()]) -> dict[str, Any]:
+async def samples(parts: AppStateDep, run_id: RunId, query: Annotated[SamplesQuery, Query()]) -> dict[str, Any]:
     """A page of one step's samples."""
     wanted = SampleQuery(
         kind=query.kind,
@@ -113,12 +116,12 @@ async def samples(parts: Using, run_id: RunId, query: Annotated[SamplesQuery, Qu
 
 
 @router.get("/samples/tokens")
-async def tokens(parts: Using, run_id: RunId, query: Annotated[TokensQuery, Query()]) -> dict[str, Any]:
+async def tokens(parts: AppStateDep, run_id: RunId, query: Annotated[TokensQuery, Query()]) -> dict[str, Any]:
     """One sample's tokens with their log-probabilities."""
     return await asyncio.to_thread(_tokens, parts, run_id, query)
 
 
-def _tokens(parts: Parts, run_id: str, query: TokensQuery) -> dict[str, Any]:
+def _tokens(parts: AppState, run_id: str, query: TokensQuery) -> dict[str, Any]:
     directory = parts.runs.directory(run_id)
     _, config = config_of(directory)
     folders = [directory.model]
@@ -132,7 +135,7 @@ def _tokens(parts: Parts, run_id: str, query: TokensQuery) -> dict[str, Any]:
 
 @router.get("/logs")
 async def logs(
-    parts: Using,
+    parts: AppStateDep,
     run_id: RunId,
     file: Annotated[str | None, Query(max_length=500)] = None,
     lines: Annotated[int, Query(ge=1, le=5000)] = 500,
@@ -147,7 +150,7 @@ async def logs(
 
 @router.get("/model", response_class=StreamingResponse)
 async def model(
-    parts: Using, run_id: RunId, ticket: Annotated[str | None, Query(max_length=100)] = None
+    parts: AppStateDep, run_id: RunId, ticket: Annotated[str | None, Query(max_length=100)] = None
 ) -> StreamingResponse:
     """The trained model as a tar archive; a ticket stands for the token in a link."""
     folder = _model_folder(parts, run_id)
@@ -159,14 +162,14 @@ async def model(
 
 
 @router.post("/model/ticket")
-async def model_ticket(parts: Using, run_id: RunId) -> Ticket:
+async def model_ticket(parts: AppStateDep, run_id: RunId) -> Ticket:
     """A link for one download."""
     _model_folder(parts, run_id)
     path = f"{PREFIX}/runs/{run_id}/model"
     return Ticket(url=f"{path}?ticket={parts.tickets.issue(path)}", seconds=int(parts.tickets.seconds))
 
 
-def _model_folder(parts: Parts, run_id: str) -> Path:
+def _model_folder(parts: AppState, run_id: str) -> Path:
     folder = parts.runs.directory(run_id).model
     if not folder.is_dir() or folder.is_symlink():
         raise not_found("the run has no model yet")
@@ -174,10 +177,10 @@ def _model_folder(parts: Parts, run_id: str) -> Path:
 
 
 @router.post("/chat", response_class=EventSourceResponse)
-async def chat(parts: Using, run_id: RunId, asked: ChatRequest) -> EventSourceResponse:
+async def chat(parts: AppStateDep, run_id: RunId, asked: ChatRequest) -> EventSourceResponse:
     """Answers of the trained model and of its base."""
     models, histories = chat_models(parts, run_id, asked)
-    if parts.talker.busy:
+    if parts.chat_worker.busy:
         raise ApiError(429, "busy", "another conversation is being answered; try again in a moment")
     arguments = {
         "models": models,

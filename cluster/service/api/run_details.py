@@ -17,9 +17,10 @@ from cluster.service.queue import placed
 from cluster.service.results.downloads import model_files
 from cluster.service.results.samples import Query as SampleQuery
 from cluster.service.results.samples import find_samples, sample_steps
-from cluster.service.run_creation import COMMAND, Parts, config_of
+from cluster.service.run_creation import COMMAND, config_of
 from cluster.service.run_view import actions, view
 from cluster.service.schemas import CheckpointInfo, ModelFiles, RunDetails
+from cluster.service.state import AppState
 from cluster.service.vetting import redacted, short_yaml
 
 _RECENT = 10  # steps that the pace is taken from
@@ -27,7 +28,7 @@ _LOOKED_AT = 3  # steps whose samples the doctor sees, at the beginning and at t
 _ALL = 1 << 30
 
 
-def run_details(parts: Parts, run_id: str) -> RunDetails:
+def run_details(parts: AppState, run_id: str) -> RunDetails:
     """Everything about one run but its curves and samples."""
     directory = parts.runs.directory(run_id)
     run = placed(view(directory), parts.queue.waiting())
@@ -63,7 +64,7 @@ def run_details(parts: Parts, run_id: str) -> RunDetails:
     )
 
 
-def diagnosis(parts: Parts, run_id: str) -> dict[str, Any]:
+def diagnosis(parts: AppState, run_id: str) -> dict[str, Any]:
     """The doctor's findings, the gravest first. Raises ApiError 409 where the run's config cannot be read."""
     directory = parts.runs.directory(run_id)
     tree, _ = config_of(directory)
@@ -87,7 +88,7 @@ def _changed(rollouts: Path, step: int) -> int:
 @lru_cache(maxsize=64)
 def _summary(rollouts: Path, step: int, changed: int) -> doctor.SampleSummary:
     samples = find_samples(rollouts, SampleQuery(step=step, limit=_ALL))["samples"]
-    return doctor.summarise(step, [{**sample, "sample_id": sample["id"]} for sample in samples])
+    return doctor.summarize(step, [{**sample, "sample_id": sample["id"]} for sample in samples])
 
 
 def _bytes(folder: Path) -> int:

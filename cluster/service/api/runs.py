@@ -13,8 +13,6 @@ from cluster.service.api.run_details import diagnosis, run_details
 from cluster.service.errors import ApiError
 from cluster.service.queue import placed
 from cluster.service.run_creation import (
-    Parts,
-    Using,
     changed_config,
     check_tree,
     create,
@@ -25,6 +23,7 @@ from cluster.service.run_creation import (
 )
 from cluster.service.run_view import Run, RunId, matching
 from cluster.service.schemas import Clone, PlanAnswer, RunAnswer, RunDetails, RunList
+from cluster.service.state import AppState, AppStateDep
 from cluster.service.vetting import redacted
 
 State = Literal["queued", "running", "paused", "succeeded", "failed", "stopped", "unreadable"]
@@ -48,7 +47,7 @@ IdempotencyKey = Annotated[str | None, Header(max_length=255)]
 
 @router.post("", status_code=201, responses={200: {"model": RunAnswer}})
 async def make(
-    parts: Using,
+    parts: AppStateDep,
     tree: Annotated[dict[str, Any], Body(description="A config; GET /api/v1/schema/config has its schema.")],
     response: Response,
     idempotency_key: IdempotencyKey = None,
@@ -61,19 +60,19 @@ async def make(
 
 
 @router.get("")
-async def listed(parts: Using, query: Annotated[ListQuery, Query()]) -> RunList:
+async def listed(parts: AppStateDep, query: Annotated[ListQuery, Query()]) -> RunList:
     """Runs, newest first."""
     return await asyncio.to_thread(_page, parts, query)
 
 
 @router.get("/{run_id}")
-async def one(parts: Using, run_id: RunId) -> RunDetails:
+async def one(parts: AppStateDep, run_id: RunId) -> RunDetails:
     """One run with what lies in its directory."""
     return await asyncio.to_thread(run_details, parts, run_id)
 
 
 @router.delete("/{run_id}", status_code=204)
-async def delete(parts: Using, run_id: RunId, confirm: Annotated[str, Query(max_length=100)] = "") -> None:
+async def delete(parts: AppStateDep, run_id: RunId, confirm: Annotated[str, Query(max_length=100)] = "") -> None:
     """Remove a run's directory; the id must be given twice."""
     if confirm != run_id:
         raise ApiError(422, "invalid_request", "confirm: give the run's id, as this cannot be undone")
@@ -81,28 +80,28 @@ async def delete(parts: Using, run_id: RunId, confirm: Annotated[str, Query(max_
 
 
 @router.post("/{run_id}/stop", status_code=202)
-async def stop(parts: Using, run_id: RunId) -> RunAnswer:
+async def stop(parts: AppStateDep, run_id: RunId) -> RunAnswer:
     """Save a checkpoint and end."""
     await parts.queue.ask(parts.runs.directory(run_id), "stop")
     return RunAnswer(run=parts.runs.show(run_id))
 
 
 @router.post("/{run_id}/pause", status_code=202)
-async def pause(parts: Using, run_id: RunId) -> RunAnswer:
+async def pause(parts: AppStateDep, run_id: RunId) -> RunAnswer:
     """Save a checkpoint and give the resources back until a resume."""
     await parts.queue.ask(parts.runs.directory(run_id), "pause")
     return RunAnswer(run=parts.runs.show(run_id))
 
 
 @router.post("/{run_id}/resume", status_code=202)
-async def resume(parts: Using, run_id: RunId) -> RunAnswer:
+async def resume(parts: AppStateDep, run_id: RunId) -> RunAnswer:
     """Go on from the newest checkpoint."""
     return RunAnswer(run=resume_run(parts, run_id))
 
 
 @router.post("/{run_id}/clone", status_code=201, responses={200: {"model": RunAnswer}})
 async def clone(
-    parts: Using,
+    parts: AppStateDep,
     run_id: RunId,
     response: Response,
     wanted: Clone | None = None,
@@ -117,7 +116,7 @@ async def clone(
 
 
 @router.post("/{run_id}/clone/plan")
-async def clone_plan(parts: Using, run_id: RunId, wanted: Clone | None = None) -> PlanAnswer:
+async def clone_plan(parts: AppStateDep, run_id: RunId, wanted: Clone | None = None) -> PlanAnswer:
     """What a clone would do."""
     wanted = wanted or Clone()
     source, tree = changed_config(parts, run_id, wanted.changes, wanted.name)
@@ -128,12 +127,12 @@ async def clone_plan(parts: Using, run_id: RunId, wanted: Clone | None = None) -
 
 
 @router.get("/{run_id}/diagnosis")
-async def diagnosed(parts: Using, run_id: RunId) -> dict[str, Any]:
+async def diagnosed(parts: AppStateDep, run_id: RunId) -> dict[str, Any]:
     """The doctor's findings."""
     return await asyncio.to_thread(diagnosis, parts, run_id)
 
 
-def _page(parts: Parts, query: ListQuery) -> RunList:
+def _page(parts: AppState, query: ListQuery) -> RunList:
     waiting = parts.queue.waiting()
     every: list[Run] = []
     for run_id in parts.runs.ids():

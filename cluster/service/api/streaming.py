@@ -16,9 +16,10 @@ from cluster.runs.atomic_files import RunDirectoryError
 from cluster.runs.directory import RunDirectory
 from cluster.service.errors import ApiError, not_found
 from cluster.service.queue import placed
-from cluster.service.run_creation import Parts, config_of
+from cluster.service.run_creation import config_of
 from cluster.service.run_view import view
 from cluster.service.schemas import ChatRequest
+from cluster.service.state import AppState
 from trainers.errors import UserError
 
 POLL_S, PING_S = 0.5, 15
@@ -31,7 +32,7 @@ def stream(events: AsyncIterator[ServerSentEvent]) -> EventSourceResponse:
     return EventSourceResponse(events, ping=PING_S, headers={"Cache-Control": "no-store"})
 
 
-async def run_events(parts: Parts, directory: RunDirectory, since: int | None) -> AsyncIterator[ServerSentEvent]:
+async def run_events(parts: AppState, directory: RunDirectory, since: int | None) -> AsyncIterator[ServerSentEvent]:
     """A run's changes and every step after `since`, until it has ended (or its directory is gone)."""
     shown: dict[str, Any] | None = None
     last = since
@@ -61,7 +62,7 @@ def _step(row: Mapping[str, Any]) -> int:
     return int(row["step"])
 
 
-def _look(parts: Parts, directory: RunDirectory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _look(parts: AppState, directory: RunDirectory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The run first: what it had recorded when it ended is then among the rows."""
     if not directory.path.is_dir():
         raise not_found("the run is gone")
@@ -69,7 +70,7 @@ def _look(parts: Parts, directory: RunDirectory) -> tuple[dict[str, Any], list[d
     return run.model_dump(mode="json"), parts.metrics.read(directory.metrics)
 
 
-def chat_models(parts: Parts, run_id: str, asked: ChatRequest) -> tuple[dict[str, str], dict[str, Any]]:
+def chat_models(parts: AppState, run_id: str, asked: ChatRequest) -> tuple[dict[str, str], dict[str, Any]]:
     """The models' places and the histories, by who answers. Raises ApiError where there is nothing to talk to."""
     directory = parts.runs.directory(run_id)
     if not directory.model.is_dir():
@@ -87,10 +88,10 @@ def chat_models(parts: Parts, run_id: str, asked: ChatRequest) -> tuple[dict[str
     return models, histories
 
 
-async def chat_events(parts: Parts, arguments: Mapping[str, Any]) -> AsyncIterator[ServerSentEvent]:
+async def chat_events(parts: AppState, arguments: Mapping[str, Any]) -> AsyncIterator[ServerSentEvent]:
     """The pieces of the answers; an error is the last event where one comes."""
     try:
-        async with contextlib.aclosing(parts.talker.stream("chat", arguments, deadline_s=CHAT_S)) as answers:
+        async with contextlib.aclosing(parts.chat_worker.stream("chat", arguments, deadline_s=CHAT_S)) as answers:
             async for kind, value in answers:
                 if kind == "result":
                     break

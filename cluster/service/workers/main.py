@@ -57,7 +57,7 @@ def rows(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # the usual one reserves 1 GiB for its first byte
     import pyarrow as pa
 
-    from cluster.service.data.preview import read_rows
+    from cluster.service.workers.preview import read_rows
 
     _limit_rows_memory()
     path = Path(arguments["path"])

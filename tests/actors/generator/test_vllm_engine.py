@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.messages import EngineSpec, GenerateRequest, TeachRequest
+from actors.messages import EngineSpec, GenerateRequest, TopLogprobsRequest
 from actors.weights.transfer import WeightSyncError, compare_digests, pack_chunk, tensor_digest
 from tests.support import tiny
 from trainers.types import Completion, TopLogprobs
@@ -90,7 +90,7 @@ def test_logprobs_are_those_of_the_tempered_distribution(engine: Run, policy: Pa
     assert gap(tiny.load_plain(policy), requests, engine(write, requests)) < 1e-4
 
 
-def teach(kept: dict[str, Any], requests: Sequence[TeachRequest]) -> list[TopLogprobs]:
+def teach(kept: dict[str, Any], requests: Sequence[TopLogprobsRequest]) -> list[TopLogprobs]:
     return tiny.results([kept["engine"].teach(request) for request in requests])
 
 
@@ -100,7 +100,7 @@ def test_a_teacher_tells_its_likeliest_tokens(run: Run, policy: Path) -> None:
     run(ensure, spec)
     lengths = (2, 9, 30, spec.max_model_len)
     asked = [
-        TeachRequest(
+        TopLogprobsRequest(
             id=f"t{length}",
             tokens=(tokens := np.resize(tiny.prompt_tokens(length), length).astype(np.int32)),
             places=np.unique([1, length // 2 or 1, len(tokens) - 1]),

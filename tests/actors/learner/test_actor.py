@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from actors.config import LearnerConfig
 from actors.learner.group import LearnerGroup
-from actors.messages import LearnerSpec, StepReport, UpdateOrder
+from actors.messages import LearnerSpec, StepReport, UpdateOptions
 from tests.support import tiny
 from tests.support.learning import (
     CLIP,
@@ -94,7 +94,7 @@ class Trained:
 
 
 def step(group: LearnerGroup, samples: list[TrainSample], cut: Cut) -> StepReport:
-    return tiny.run(group.update(shuffled(samples, cut), UpdateOrder(kl_coef=KL_COEF), seed=(0,)))
+    return tiny.run(group.update(shuffled(samples, cut), UpdateOptions(kl_coef=KL_COEF), seed=(0,)))
 
 
 def train(model: Path, truth: Truth, cut: Cut, out: Path, *, dtype: str = "float32") -> Trained:
@@ -219,7 +219,7 @@ def test_several_updates_and_passes_are_those_of_the_plain_loop(policy: Path, tr
     made = spec(policy, cut)
     changes = {"updates_per_step": 2, "epochs_per_step": 2, "lr_schedule": "constant", "warmup_steps": 0}
     with tiny.learner_group(replace(made, train=made.train.model_copy(update=changes)), tmp_path) as group:
-        report = tiny.run(group.update(samples, UpdateOrder(kl_coef=KL_COEF), seed=seed))
+        report = tiny.run(group.update(samples, UpdateOptions(kl_coef=KL_COEF), seed=seed))
         after = tiny.run(group.annotate([s.sample for s in samples], frozenset({"old_logprobs"})))
     model = tiny.load_plain(policy)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)

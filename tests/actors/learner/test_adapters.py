@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from actors.config import LoraConfig
-from actors.messages import LearnerSpec, StepReport, UpdateOrder
+from actors.messages import LearnerSpec, StepReport, UpdateOptions
 from tests.support import tiny
 from tests.support.learning import (
     FACTORS,
@@ -81,13 +81,13 @@ def plain_base(policy: Path, kind: str) -> Any:
     """What the adapter stands on, in float64; for QLoRA the weights that transformers makes of its own 4-bit ones."""
     if not kind.endswith("qlora"):
         return tiny.load_plain(policy)
-    quantised = BitsAndBytesConfig(
+    quantized = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
     )
-    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32, quantization_config=quantised)
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32, quantization_config=quantized)
     return model.dequantize().double()
 
 
@@ -109,7 +109,7 @@ def train(policy: Path, kind: str, cut: Cut, out: Path) -> Trained:
     samples = make_samples(begun, seed=1), on_policy(make_samples(begun, seed=2))
     needs = frozenset({"old_logprobs", "ref_logprobs"})
     probes = [s.sample for s in samples[0]]
-    order = UpdateOrder(kl_coef=KL_COEF)
+    order = UpdateOptions(kl_coef=KL_COEF)
     with tiny.learner_group(spec(policy, kind, cut), out) as group:
         tiny.run(group.export(str(out / "initial")))
         before = tiny.run(group.annotate(probes, needs))
@@ -203,7 +203,7 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit(
     trained = trainings(kind, cut)
     with tiny.learner_group(spec(policy, kind, cut), tmp_path) as group:
         tiny.run(group.load(str(trained.checkpoint)))
-        order = UpdateOrder(kl_coef=KL_COEF)
+        order = UpdateOptions(kl_coef=KL_COEF)
         report = tiny.run(group.update(shuffled(trained.samples[1], cut), order, seed=(0,)))
         tiny.run(group.export(str(tmp_path / "model")))
     assert report == trained.reports[1]
@@ -219,7 +219,7 @@ def test_the_masters_of_bfloat16_singular_values_stay_finer(cut: Cut, policy: Pa
     made = learner_spec(policy, grpo(), cut, rate=RATE, train_type="adalora", lora=LORA, dtype="bfloat16")
     with tiny.learner_group(made, tmp_path) as group:
         for seed in range(2):
-            tiny.run(group.update(shuffled(samples, cut), UpdateOrder(kl_coef=KL_COEF), seed=(seed,)))
+            tiny.run(group.update(shuffled(samples, cut), UpdateOptions(kl_coef=KL_COEF), seed=(seed,)))
         tiny.run(group.save(str(tmp_path)))
         tiny.run(group.export(str(tmp_path / "model")))
     masters = get_fp32_state_dict_from_zero_checkpoint(tmp_path, tag="learner", exclude_frozen_parameters=True)

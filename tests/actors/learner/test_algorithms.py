@@ -19,8 +19,8 @@ from actors.config import LoraConfig
 from actors.learner.actor import Learner
 from actors.learner.deepspeed_engine import GatheredWeights
 from actors.learner.group import LearnerGroup
-from actors.messages import LearnerSpec, StepReport, UpdateOrder
-from actors.modeling.quantized import quantised_layers
+from actors.messages import LearnerSpec, StepReport, UpdateOptions
+from actors.modeling.quantized import quantized_layers
 from tests.support import tiny
 from tests.support.learning import (
     CLIP,
@@ -65,7 +65,7 @@ def train(
         spec = learner_spec(model, algorithm, cut, train_type="lora")
         spec = replace(spec, adapter=read_adapter(adapter, where="policy.model"))
     with tiny.learner_group(spec, out) as group:
-        order = UpdateOrder(kl_coef=0.0)
+        order = UpdateOptions(kl_coef=0.0)
         reports = [tiny.run(group.update(shuffled(batch, cut), order, seed=(0,))) for batch in samples]
         return Trained(reports, tiny.run(group.annotate([s.sample for s in samples[0]], needs)))  # type: ignore[arg-type]
 
@@ -199,7 +199,7 @@ class Watched(Learner):
         """Every weight, whole; the 4-bit ones as they lie in memory."""
         critic = self._models.critic
         assert critic is not None
-        packed = {f"{name}.packed": layer.weight.data for name, layer in quantised_layers(critic.module).items()}
+        packed = {f"{name}.packed": layer.weight.data for name, layer in quantized_layers(critic.module).items()}
         whole = dict(GatheredWeights(list(critic.module.named_parameters())))
         return {name: tensor.cpu().clone() for name, tensor in (packed | whole).items()}
 
@@ -229,7 +229,7 @@ def base_critic(reward: Path, kind: str) -> Any:
     """In float64; for QLoRA with the weights that transformers makes of its own 4-bit ones."""
     if kind == "lora":
         return AutoModelForSequenceClassification.from_pretrained(reward, dtype=torch.float64)
-    quantised = BitsAndBytesConfig(
+    quantized = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
@@ -237,7 +237,7 @@ def base_critic(reward: Path, kind: str) -> Any:
         llm_int8_skip_modules=["score"],
     )
     model = AutoModelForSequenceClassification.from_pretrained(
-        reward, dtype=torch.float32, quantization_config=quantised
+        reward, dtype=torch.float32, quantization_config=quantized
     )
     return model.dequantize().double()
 
@@ -249,7 +249,7 @@ def judge(kind: Any, cut: Cut, out: Path) -> Judged:
     samples = [judged(critic, make_samples(model, seed=n), seed=n + 2) for n in (1, 2)]
     config = ppo(CriticConfig(model=str(out / "reward"), train_type=kind, learning_rate=CRITIC_RATE))
     spec = learner_spec(policy, config, cut, train_type=kind, lora=LORA)
-    order = UpdateOrder(kl_coef=0.0)
+    order = UpdateOptions(kl_coef=0.0)
     with tiny.learner_group(spec, out, cls=Watched) as group:
         weights = [critic_weights(group)]
         reports = [tiny.run(group.update(shuffled(samples[0], cut), order, seed=(0,)))]
@@ -304,7 +304,7 @@ def test_a_critic_with_an_adapter_goes_on_bit_for_bit(
     done = judgements(kind, cut)
     with tiny.learner_group(done.spec, tmp_path, cls=Watched) as group:
         tiny.run(group.load(str(done.checkpoint)))
-        order = UpdateOrder(kl_coef=0.0)
+        order = UpdateOptions(kl_coef=0.0)
         report = tiny.run(group.update(shuffled(done.samples[1], cut), order, seed=(0,)))
         again = critic_weights(group)
     assert report == done.reports[1]
@@ -375,7 +375,7 @@ def with_taught(teacher: Any, samples: list[TrainSample], k: int) -> list[TrainS
             logits = teacher(input_ids=torch.tensor(train.sample.tokens)[None].long()).logits[0, :-1]
         best, ids = logits.log_softmax(-1)[torch.from_numpy(train.sample.mask)[1:]].topk(k)
         taught = TopLogprobs(ids.numpy().astype(np.int32), best.numpy().astype(np.float32))
-        found.append(replace(train, annotated=replace(train.annotated, taught=taught)))
+        found.append(replace(train, annotated=replace(train.annotated, teacher_top_logprobs=taught)))
     return found
 
 
@@ -383,7 +383,7 @@ def topk_loss(model: Any, samples: list[TrainSample]) -> torch.Tensor:
     """The divergence over the teacher's k tokens and the rest as one, over the tokens of the step."""
     terms = []
     for train in samples:
-        taught = train.annotated.taught
+        taught = train.annotated.teacher_top_logprobs
         assert taught is not None
         logits = model(input_ids=torch.tensor(train.sample.tokens)[None].long()).logits[0, :-1]
         s = torch.softmax(logits[torch.from_numpy(train.sample.mask)[1:]], -1).gather(

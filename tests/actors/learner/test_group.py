@@ -14,10 +14,12 @@ import pytest
 
 from actors.config import LearnerConfig
 from actors.generator.actor import Generator
+from actors.generator.group import GeneratorGroup
 from actors.learner.actor import Learner
-from actors.learner.group import GeneratorGroup, LearnerGroup, WeightSynchronizer
-from actors.messages import GenerateRequest, UpdateOrder
+from actors.learner.group import LearnerGroup
+from actors.messages import GenerateRequest, UpdateOptions
 from actors.runtime.actor_group import ActorGroup, RoleError, launch
+from actors.weights.synchronizer import Canaries, WeightSynchronizer
 from actors.weights.transfer import GeneratorClient, ObjectStoreSender, Route, WeightSyncError
 from tests.support import tiny
 from trainers.algorithms.config import GRPOConfig, KLConfig
@@ -119,7 +121,7 @@ class Tampered(Learner):
 
     def tamper(self, generators: Sequence[Any]) -> None:
         client = TamperingClient(generators, deadline_s=60)
-        self._sender = ObjectStoreSender(self._models.policy.served(), client, rank=0)
+        self._sender = ObjectStoreSender(self._models.policy.exported_weights(), client, rank=0)
 
 
 @dataclass(frozen=True)
@@ -163,9 +165,8 @@ def stage(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     ):
         learners = LearnerGroup(learning, spec.train, tiny.DEADLINES)
         generators = GeneratorGroup(generating, tiny.DEADLINES)
-        sync = WeightSynchronizer(
-            learners, generators, canaries, sampling=SAMPLING, max_gap=1e-3, deadlines=tiny.DEADLINES
-        )
+        proof = Canaries(prompts=canaries, sampling=SAMPLING, max_gap=1e-3)
+        sync = WeightSynchronizer(learning, generating, learners.logprobs, canaries=proof, deadlines=tiny.DEADLINES)
         tiny.run(start(learners, generators))
         yield Stage(model, learners, generators, sync)
 
@@ -196,7 +197,7 @@ def learn(stage: Stage) -> None:
         TrainSample(annotated=AnnotatedSample(sample=s), advantages=s.mask * np.float32((-1) ** i))
         for i, s in enumerate(rollouts(stage))
     ]
-    tiny.run(stage.learners.update(samples, UpdateOrder(kl_coef=0.0), seed=(0,)))
+    tiny.run(stage.learners.update(samples, UpdateOptions(kl_coef=0.0), seed=(0,)))
 
 
 def largest_gap(stage: Stage, samples: list[Sample]) -> float:

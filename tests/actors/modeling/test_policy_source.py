@@ -17,7 +17,7 @@ from actors.config import LoraConfig, PolicyConfig
 from actors.learner.critic import load_critic
 from actors.modeling.causal_lm import load_policy, load_tokenizer
 from actors.modeling.merge import write_merged
-from actors.modeling.peft_adapters import as_begun, trained_parameters
+from actors.modeling.peft_adapters import reference_weights, trained_parameters
 from actors.modeling.policy_source import find_origin
 from tests.support import tiny
 from tests.support.tiny_adapters import change, make_adapter
@@ -179,7 +179,7 @@ def test_a_continued_adapter_begins_as_it_is_and_keeps_itself_as_reference(base:
     with torch.no_grad():
         for parameter in trained.values():
             parameter += 0.1
-    with as_begun(model):
+    with reference_weights(model):
         torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-5)
     assert (logits(model) - before).abs().max() > 0.01
     assert {name.replace(".default", "") for name, _ in trained_parameters(model)} == saved.keys()

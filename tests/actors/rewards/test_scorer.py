@@ -261,7 +261,7 @@ async def test_running_statistics_change_between_steps_only(judge: str, tmp_path
 
 def test_a_state_of_other_rewards_is_refused(tmp_path: Path) -> None:
     scorer = Scorer([config_of(type="http", url="http://j", normalize=True)], base_dir=tmp_path, run_id="run")
-    with pytest.raises(ValueError, match=r"statistics of the rewards \[\], but \['j'\] are normalised"):
+    with pytest.raises(ValueError, match=r"statistics of the rewards \[\], but \['j'\] are normalized"):
         scorer.restore({})
 
 

@@ -10,8 +10,10 @@ import pytest
 import ray
 
 from actors.config import GeneratorConfig, LearnerConfig
+from actors.generator.group import generator_seats
+from actors.learner.group import learner_seats
 from actors.runtime.actor_group import RoleError
-from actors.runtime.placement import Layout, generator_seats, layout, learner_seats, reserve
+from actors.runtime.placement import Layout, layout, reserve
 
 GENERATORS, LEARNERS = GeneratorConfig(replicas=2, tensor_parallel=4), LearnerConfig(workers=3)
 

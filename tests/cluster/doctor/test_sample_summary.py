@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.doctor import summarise
+from cluster.doctor import summarize
 from cluster.doctor.sample_summary import loops
 
 PROSE = (
@@ -37,7 +37,7 @@ def test_by_hand() -> None:
         row(1, "f", "yes", finish_reason="length"),  # one of two
         row(2, "g", "alone", valid=False, rewards=[("judge", None), ("rules", 1.0)]),  # as Arrow gives maps
     ]
-    summary = summarise(7, rows)
+    summary = summarize(7, rows)
     assert (summary.step, summary.samples) == (7, 7)
     assert summary.distinct_share == pytest.approx((3 / 4 + 1 / 2) / 2)
     assert summary.alike == ("e", "f")
@@ -47,7 +47,7 @@ def test_by_hand() -> None:
 
 
 def test_nothing() -> None:
-    assert summarise(1, []).distinct_share is None
+    assert summarize(1, []).distinct_share is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from actors.modeling.causal_lm import load_model, load_policy, load_tokenizer
 from actors.modeling.peft_adapters import save_adapter, trained_parameters
-from actors.modeling.quantized import write_dequantised
+from actors.modeling.quantized import write_dequantized
 from cluster.cli.main import app
 from cluster.config.run import RunConfig, parse_config
 from cluster.models.export import recorded_sequences, require_space
@@ -66,7 +66,7 @@ def write_result(run: RunDirectory, config: RunConfig) -> None:
     tensors = {n: 0.1 * torch.randn(p.shape, generator=draw).to(p.dtype) for n, p in trained_parameters(module)}
     save_adapter(module, tensors, run.model, policy)
     if policy.train_type == "qlora":
-        write_dequantised(module, load_model(policy), run.base)
+        write_dequantized(module, load_model(policy), run.base)
 
 
 def row(step: int, group: int, seed: int) -> RolloutRow:

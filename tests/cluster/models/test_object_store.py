@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cluster.models.object_store import GivenUp, StoreError, address_problem, list_folder, patiently
+from cluster.models.object_store import Abandoned, StoreError, address_problem, list_folder, run_with_stall_timeout
 from tests.support import remote_stores
 
 
@@ -125,21 +125,21 @@ def test_work_that_does_not_move_is_given_up():
         left.wait()
         try:
             move()
-        except GivenUp:
+        except Abandoned:
             went_on.set()
             raise
 
     with pytest.raises(StoreError, match=r"no answer for 0\.05 s from s3://m"):
-        patiently(work, what="s3://m", patience_s=0.05)
+        run_with_stall_timeout(work, what="s3://m", patience_s=0.05)
     left.set()
     assert went_on.wait(10)
 
 
 def test_work_that_moves_is_waited_for_and_its_error_is_the_callers():
-    assert patiently(lambda move: 7, what="m", patience_s=10) == 7
+    assert run_with_stall_timeout(lambda move: 7, what="m", patience_s=10) == 7
 
     def fail(move):
         raise StoreError("no")
 
     with pytest.raises(StoreError, match="no"):
-        patiently(fail, what="m", patience_s=10)
+        run_with_stall_timeout(fail, what="m", patience_s=10)

@@ -537,7 +537,7 @@ def test_critic_and_teacher_are_whole_models(make, adapter):
         policy={"model": str(adapter), "adapter": "continue", "train_type": "lora"},
         algorithm={"type": "ppo", "critic": {"train_type": "qlora"}},
     )
-    assert "cannot be quantised" in problems(config)["algorithm.critic.train_type"]
+    assert "cannot be quantized" in problems(config)["algorithm.critic.train_type"]
 
 
 def test_the_command_refuses_an_adapter_without_its_base(make, adapter, tmp_path):

@@ -34,33 +34,35 @@ def test_a_runs_demand_is_that_of_its_roles() -> None:
 
 def test_without_gpus_one_at_a_time_unless_the_operator_says_more(make_run: MakeRun) -> None:
     first, second = make_run("first"), make_run("second")
-    assert obstacle(first, [], cluster(16), at_once=None) is None
-    reason = obstacle(second, [first], cluster(16), at_once=None)
-    assert reason == f"1 run at a time (rlhf serve --at-once): waits for {first.path.name}"
-    assert obstacle(second, [first], cluster(16), at_once=2) is None
-    assert str(obstacle(make_run("third"), [first, second], cluster(16), at_once=2)).startswith("2 runs at a time")
+    assert obstacle(first, [], cluster(16), max_concurrent_runs=None) is None
+    reason = obstacle(second, [first], cluster(16), max_concurrent_runs=None)
+    assert reason == f"1 run at a time (rlhf serve --max-concurrent-runs): waits for {first.path.name}"
+    assert obstacle(second, [first], cluster(16), max_concurrent_runs=2) is None
+    assert str(obstacle(make_run("third"), [first, second], cluster(16), max_concurrent_runs=2)).startswith(
+        "2 runs at a time"
+    )
 
 
 def test_with_gpus_what_fits(make_run: MakeRun) -> None:
     """Each run takes one GPU for its generator and one for its learner."""
     first, second = make_run("first"), make_run("second")
-    assert obstacle(second, [first], cluster(16, 4), at_once=None) is None
-    assert obstacle(second, [first], cluster(16, 3), at_once=None) == "needs 2 GPUs, 1 of 3 is free"
-    assert obstacle(first, [], cluster(16, 1), at_once=None) == "needs 2 GPUs, 1 of 1 is free"
+    assert obstacle(second, [first], cluster(16, 4), max_concurrent_runs=None) is None
+    assert obstacle(second, [first], cluster(16, 3), max_concurrent_runs=None) == "needs 2 GPUs, 1 of 3 is free"
+    assert obstacle(first, [], cluster(16, 1), max_concurrent_runs=None) == "needs 2 GPUs, 1 of 1 is free"
     others = cluster(16, 4, used_gpus=3)
-    assert obstacle(first, [], others, at_once=None) == "needs 2 GPUs, 1 of 4 is free"
+    assert obstacle(first, [], others, max_concurrent_runs=None) == "needs 2 GPUs, 1 of 4 is free"
     started = cluster(16, 4, used_gpus=2)  # the first run's own
-    assert obstacle(second, [first], started, at_once=None) is None
-    assert obstacle(first, [], cluster(1), at_once=None) == "needs 2 CPUs, 1 of 1 is free"
+    assert obstacle(second, [first], started, max_concurrent_runs=None) is None
+    assert obstacle(first, [], cluster(1), max_concurrent_runs=None) == "needs 2 CPUs, 1 of 1 is free"
 
 
 def test_a_cluster_that_is_not_there_says_so(make_run: MakeRun) -> None:
     status = ClusterStatus("unavailable", "no Ray cluster: connection refused")
-    assert obstacle(make_run(), [], status, at_once=None) == "no Ray cluster: connection refused"
+    assert obstacle(make_run(), [], status, max_concurrent_runs=None) == "no Ray cluster: connection refused"
 
 
 def test_a_run_whose_last_process_still_ends_waits_for_it(make_run: MakeRun) -> None:
     run = make_run()
     with run.locked():
-        assert obstacle(run, [], cluster(16), at_once=None) == "its last process has not ended yet"
-    assert obstacle(run, [], cluster(16), at_once=None) is None
+        assert obstacle(run, [], cluster(16), max_concurrent_runs=None) == "its last process has not ended yet"
+    assert obstacle(run, [], cluster(16), max_concurrent_runs=None) is None

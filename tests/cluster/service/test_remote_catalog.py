@@ -17,7 +17,7 @@ from safetensors.numpy import save, save_file
 from starlette.testclient import TestClient
 
 from cluster.config.run import parse_config
-from cluster.service.remote_catalog import StoredModels
+from cluster.service.remote_catalog import RemoteCatalog
 from cluster.service.settings import Settings
 from cluster.service.vetting import model_problem, vet
 from tests.support.served import TREE, serving
@@ -106,7 +106,7 @@ def test_what_cannot_be_used_says_why_in_terms_of_the_address() -> None:
     adapter = json.dumps({"peft_type": "LORA", "base_model_name_or_path": f"{ROOT}/bare"}).encode()
     put(f"{ROOT}/sft", CAUSAL, **{"adapter_config.json": adapter, "adapter_model.safetensors": WEIGHTS})
     filesystem.rm("/bucket/models/sft/config.json")
-    found, _, problems = StoredModels([ROOT]).find()
+    found, _, problems = RemoteCatalog([ROOT]).find()
     assert problems == []
     told = {one.name: one.problem or "" for one in found}
     assert not any(one.usable for one in found)
@@ -119,12 +119,12 @@ def test_what_cannot_be_used_says_why_in_terms_of_the_address() -> None:
 def test_a_store_is_not_asked_for_every_answer_and_not_again_for_what_it_has_said() -> None:
     put("counting://m/policy", CAUSAL)
     Counting.reads.clear()
-    models = StoredModels(["counting://m"])
+    models = RemoteCatalog(["counting://m"])
     first = models.find()
     assert Counting.listings == ["/m", "/m/policy"]
     assert models.find() == first
     assert len(Counting.listings) == 2
-    always = StoredModels(["counting://m"], fresh_s=0)
+    always = RemoteCatalog(["counting://m"], fresh_s=0)
     always.find()
     reads = len(Counting.reads)
     assert always.find() == first
@@ -139,13 +139,13 @@ def test_a_store_that_is_silent_holds_nothing_up() -> None:
     put("counting://m/policy", CAUSAL)
     put(f"{ROOT}/policy", CAUSAL)
     Counting.speaks.clear()
-    models = StoredModels(["counting://m", ROOT], wait_s=0.05)
+    models = RemoteCatalog(["counting://m", ROOT], wait_s=0.05)
     found, truncated, problems = models.find()
     assert problems == ["counting://m is still being looked through; ask again"]
     assert not truncated
     assert [one.path for one in found] in ([], [f"{ROOT}/policy"])  # this one is not waited for for long
     Counting.speaks.set()
-    patient = StoredModels(["counting://m", ROOT])
+    patient = RemoteCatalog(["counting://m", ROOT])
     assert [one.path for one in patient.find()[0]] == ["counting://m/policy", f"{ROOT}/policy"]
 
 

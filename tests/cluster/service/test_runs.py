@@ -17,11 +17,11 @@ import pytest
 from starlette.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from cluster.jobs.job import Job, read_job, write_job
 from cluster.runs.directory import RunDirectory, RunError
 from cluster.runs.recorder import Recorder, RolloutRow
 from cluster.service.results.metrics import MetricsReader
 from cluster.service.run_creation import changed_config
-from cluster.service.run_view import Job, read_job, write_job
 from cluster.service.settings import Settings
 from tests.support.served import TREE, serving
 

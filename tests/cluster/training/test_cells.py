@@ -142,7 +142,7 @@ def test_every_result_answers_alike_in_vllm_and_plainly(cells: Cells) -> None:
     for name in CELLS:
         base, for_peft, for_vllm = result(cells[name])
         if cells[name].train_type == "qlora":
-            base = result(cells["grpo-qlora"])[0]  # the same weights, de-quantised by every run
+            base = result(cells["grpo-qlora"])[0]  # the same weights, de-quantized by every run
         adapters.setdefault(base, []).extend([(for_peft, for_vllm)] if for_peft else [])
     answers = greedy_answers(prompts, [{"model": model, "adapters": pairs} for model, pairs in adapters.items()])
     assert len(answers) == len(CELLS)

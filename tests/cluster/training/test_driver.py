@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from actors.fakes import Event
-from actors.messages import UpdateOrder
+from actors.messages import UpdateOptions
 from actors.runtime.actor_group import RoleError
 from cluster.config.run import RunConfig
 from cluster.runs.checkpoint import checkpoint_steps
@@ -148,10 +148,10 @@ async def test_a_step_that_tells_nothing_of_the_kl_leaves_the_coefficient(
 ) -> None:
     """Steps 2 and 3: another wrote what is learnt from, and only a critic learns."""
 
-    def order(config: RunConfig, step: int, *, kl_coef: float) -> UpdateOrder:
-        return UpdateOrder(kl_coef=kl_coef, from_policy=step != 1, train_policy=step != 2)
+    def order(config: RunConfig, step: int, *, kl_coef: float) -> UpdateOptions:
+        return UpdateOptions(kl_coef=kl_coef, from_policy=step != 1, train_policy=step != 2)
 
-    monkeypatch.setattr(driver, "make_order", order)
+    monkeypatch.setattr(driver, "update_options", order)
     kl = {"kl": {"coef": 0.1, "controller": "adaptive", "target": 0.01, "horizon": 100}}
     run = await new_run(tmp_path, algorithm=kl).run()
     first, second, third, fourth, fifth, *_ = run.column("kl/coef")

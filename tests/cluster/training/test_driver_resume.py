@@ -143,7 +143,7 @@ async def test_a_finished_run_has_nothing_left_to_do(whole: Run) -> None:
     assert again.recorded() == before
 
 
-# --- the reward normaliser's statistics -------------------------------------------------------------------------------
+# --- the reward normalizer's statistics -------------------------------------------------------------------------------
 
 
 async def test_scores_enter_the_running_statistics_once_a_step(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.config.run import RunConfig, parse_config
-from cluster.training.step_schedule import make_order, who_writes
+from cluster.training.step_schedule import rollout_source, update_options
 from trainers.algorithms.gkd import policy_writes
 
 
@@ -27,9 +27,9 @@ def gkd(lmbda: float) -> dict[str, Any]:
 
 def test_with_grpo_the_policy_writes_and_learns_always() -> None:
     grpo = config({"type": "grpo"})
-    assert {who_writes(grpo, step) for step in range(40)} == {"policy"}
+    assert {rollout_source(grpo, step) for step in range(40)} == {"policy"}
     assert not grpo.serves_teacher
-    order = make_order(grpo, 0, kl_coef=0.25)
+    order = update_options(grpo, 0, kl_coef=0.25)
     assert (order.kl_coef, order.train_policy, order.from_policy) == (0.25, True, True)
 
 
@@ -38,11 +38,11 @@ def test_gkds_draw_gives_steps_to_the_teacher_or_to_the_data() -> None:
     taught, given = config(gkd(0.5)), config(gkd(0.5), strip_responses=True)
     for step in range(40):
         own = policy_writes(0, step, 0.5)
-        assert who_writes(taught, step) == ("policy" if own else "teacher")
-        assert who_writes(given, step) == ("policy" if own else "data")
-        assert make_order(taught, step, kl_coef=0.0).from_policy == own
-        assert make_order(taught, step, kl_coef=0.0).steers_kl == own
-    assert len({who_writes(taught, step) for step in range(40)}) == 2
+        assert rollout_source(taught, step) == ("policy" if own else "teacher")
+        assert rollout_source(given, step) == ("policy" if own else "data")
+        assert update_options(taught, step, kl_coef=0.0).from_policy == own
+        assert update_options(taught, step, kl_coef=0.0).steers_kl == own
+    assert len({rollout_source(taught, step) for step in range(40)}) == 2
     assert taught.serves_teacher
     assert not given.serves_teacher
     assert not config(gkd(1.0)).serves_teacher
@@ -58,8 +58,14 @@ def test_a_served_teacher_has_an_engine_whoever_writes() -> None:
 def test_ppos_critic_learns_alone_first() -> None:
     ppo = config({"type": "ppo", "critic": {"warmup_steps": 3}})
     assert ppo.critic_steps == 3
-    assert [make_order(ppo, step, kl_coef=0.1).train_policy for step in range(5)] == [False, False, False, True, True]
-    assert [make_order(ppo, step, kl_coef=0.1).steers_kl for step in range(5)] == [False, False, False, True, True]
+    assert [update_options(ppo, step, kl_coef=0.1).train_policy for step in range(5)] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert [update_options(ppo, step, kl_coef=0.1).steers_kl for step in range(5)] == [False, False, False, True, True]
 
 
 def test_the_policys_optimizer_steps_are_those_in_which_it_learns() -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 import pyarrow.parquet as pq
 
 from benchmarks.matrix import prepare, run_example
-from cluster.doctor import summarise
+from cluster.doctor import summarize
 
 HERE: Final = Path(__file__).resolve().parent
 REWARDS: Final = HERE / "sick_rewards.py"
@@ -53,7 +53,7 @@ def record(name: str, root: Path) -> None:
     write(HERE / f"{name}.jsonl", kept)
     rollouts = sorted((run / "rollouts").glob("step-*.parquet"))
     summaries = [
-        asdict(summarise(int(file.stem.partition("-")[2]), pq.read_table(file).to_pylist()))
+        asdict(summarize(int(file.stem.partition("-")[2]), pq.read_table(file).to_pylist()))
         for file in (rollouts[0], rollouts[-1])
     ]
     write(HERE / f"{name}.samples.jsonl", summaries)

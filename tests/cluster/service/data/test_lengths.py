@@ -45,15 +45,15 @@ def prompts(tmp_path: Path) -> Path:
 
 def request(*messages: str) -> tuple[Request, asyncio.Event]:
     """What the server hands on: these messages; the next one comes when the event is set."""
-    hung_up, waiting = asyncio.Event(), list(messages)
+    disconnect, waiting = asyncio.Event(), list(messages)
 
     async def receive() -> dict[str, Any]:
         if not waiting:
-            await hung_up.wait()
+            await disconnect.wait()
             return {"type": "http.disconnect"}
         return {"type": waiting.pop(0), "body": b""}
 
-    return Request({"type": "http", "method": "GET", "path": "/", "headers": []}, receive), hung_up
+    return Request({"type": "http", "method": "GET", "path": "/", "headers": []}, receive), disconnect
 
 
 def helpers() -> list[psutil.Process]:
@@ -79,12 +79,12 @@ async def test_counting_ends_when_the_client_hangs_up(
 ) -> None:
     endless = tmp_path / "endless.jsonl"
     os.mkfifo(endless)  # whoever opens it waits
-    asked, hung_up = request(*messages)
+    asked, disconnect = request(*messages)
     counting = lengths.count(str(endless), model=str(model), max_prompt_tokens=5)
     waiting = asyncio.create_task(while_connected(asked, counting))
     while not (children := helpers()):  # noqa: ASYNC110 - a process has no event
         await asyncio.sleep(0)
-    hung_up.set()
+    disconnect.set()
     with pytest.raises(ApiError, match="hung up"):
         await waiting
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.service.data.preview import LARGEST_ROW, read_rows
-from cluster.service.data.truncate import DEEPEST, LONGEST_TEXT, MOST_ITEMS, OVER, Room
 from cluster.service.workers.pool import Helper
+from cluster.service.workers.preview import LARGEST_ROW, read_rows
+from cluster.service.workers.truncate import DEEPEST, LONGEST_TEXT, MOST_ITEMS, OVER, JsonBudget
 from trainers.errors import UserError
 
 PEAK = """
@@ -132,18 +132,18 @@ def test_a_row_is_bounded_whatever_it_holds(tmp_path: Path, value: Any, where: s
 
 def test_what_fits_is_whole() -> None:
     value = {"a": [1, 2.5, None, True, "ü"], "b": {"c": ["d"]}}
-    assert Room(200).fit(value) == value
-    assert Room(1 << 20).fit([0] * (MOST_ITEMS + 1)) == [*[0] * MOST_ITEMS, "…"]
-    assert Room(1 << 20).fit("x" * (LONGEST_TEXT + 1)) == "x" * LONGEST_TEXT + "…"
-    assert Room(1 << 20).fit([float("nan"), b"\xff"]) == ["nan", "b'\\xff'"]
+    assert JsonBudget(200).fit(value) == value
+    assert JsonBudget(1 << 20).fit([0] * (MOST_ITEMS + 1)) == [*[0] * MOST_ITEMS, "…"]
+    assert JsonBudget(1 << 20).fit("x" * (LONGEST_TEXT + 1)) == "x" * LONGEST_TEXT + "…"
+    assert JsonBudget(1 << 20).fit([float("nan"), b"\xff"]) == ["nan", "b'\\xff'"]
 
 
 def test_what_is_nested_deeper_is_cut() -> None:
     deep: Any = "bottom"
     for _ in range(DEEPEST + 1):
         deep = [deep]
-    assert Room(1000).fit(deep[0]) == deep[0]
-    shown = Room(1000).fit(deep)
+    assert JsonBudget(1000).fit(deep[0]) == deep[0]
+    shown = JsonBudget(1000).fit(deep)
     for _ in range(DEEPEST):
         (shown,) = shown
     assert shown == "…"
@@ -154,7 +154,7 @@ def test_a_room_is_never_left_by_more_than_its_marks(size: int) -> None:
     nested: Any = ["x" * 30, {"key": "😀"}, 12345]
     for _ in range(DEEPEST - 2):
         nested = [*nested, nested]
-    assert len(json.dumps(Room(size).fit(nested))) <= size + OVER
+    assert len(json.dumps(JsonBudget(size).fit(nested))) <= size + OVER
 
 
 def test_a_damaged_file_is_a_users_problem(tmp_path: Path) -> None:

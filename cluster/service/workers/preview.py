@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.service.data.truncate import CUT, MOST_ITEMS, OVER, Room
+from cluster.service.workers.truncate import CUT, MOST_ITEMS, OVER, JsonBudget
 from trainers.data.detect import inspect
 from trainers.data.messages import without_answer
 from trainers.data.parquet import batch_rows
@@ -45,8 +45,8 @@ def _row(line: int, record: Any) -> dict[str, Any]:
     return {
         "line": line,
         "messages": None if messages is None else _chat(messages),
-        "columns": Room(_COLUMNS).fit(columns),
-        "problem": None if problem is None else Room(_PROBLEM).fit(problem),
+        "columns": JsonBudget(_COLUMNS).fit(columns),
+        "problem": None if problem is None else JsonBudget(_PROBLEM).fit(problem),
     }
 
 
@@ -75,7 +75,7 @@ def _columns(record: Any) -> dict[str, Any]:
 
 def _chat(messages: Sequence[Any]) -> list[dict[str, Any]]:
     """The messages that there is room for; one that holds only "…" stands for the rest."""
-    room = Room(_MESSAGES)
+    room = JsonBudget(_MESSAGES)
     shown: list[dict[str, Any]] = []
     turns = [turn if isinstance(turn, Mapping) else {"content": turn} for turn in messages[: MOST_ITEMS + 1]]
     for turn in turns:

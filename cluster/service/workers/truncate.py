@@ -17,12 +17,12 @@ _BETWEEN = 4  # bytes of ", " and, in an object, ": "
 _WIDEST = 12  # bytes of one character in JSON: an emoji as two escapes
 
 
-class Room:
+class JsonBudget:
     """So many bytes of JSON, with everything but ASCII escaped. What does not fit is cut; "…" stands in its place.
 
-    >>> Room(1000).fit({"words": ["a" * 4001, 1.5]})["words"][0][-2:]
+    >>> JsonBudget(1000).fit({"words": ["a" * 4001, 1.5]})["words"][0][-2:]
     'a…'
-    >>> Room(50).fit(["one", "two", "thirty-three" * 3, "four"])
+    >>> JsonBudget(50).fit(["one", "two", "thirty-three" * 3, "four"])
     ['one', 'two', 'th…', '…']
     """
 
