@@ -26,17 +26,18 @@ class Shape:
 
 PROMPT = Shape("rlhf-online", "`prompt`, no response")
 MESSAGES = Shape("rlhf-online", "`messages` ending in a user or tool turn, no response")
-PROMPT_RESPONSE = Shape("sft", "`prompt` and a response")
-MESSAGES_RESPONSE = Shape("sft", "`messages` and a response")
+RESPONSE_FIELDS = ("response", "completion")  # the first that has a value decides
+PROMPT_RESPONSE = {name: Shape("sft", f"`prompt` and `{name}`") for name in RESPONSE_FIELDS}
+MESSAGES_RESPONSE = {name: Shape("sft", f"`messages` and `{name}`") for name in RESPONSE_FIELDS}
 MESSAGES_ANSWERED = Shape("sft", "`messages` ending in an assistant turn")
 INSTRUCTION_OUTPUT = Shape("sft", "`instruction` and `output`")
 CHOSEN_REJECTED = Shape("preference", "`chosen` and `rejected`")
-REJECTED = Shape("preference", "`rejected_response` or `rejected_messages`")
-LABELLED = Shape("kto", "a true/false `label` beside a completion")
+REJECTED = {name: Shape("preference", f"`{name}`") for name in ("rejected_response", "rejected_messages")}
+LABELED = {name: Shape("kto", f"a true/false `label` and `{name}`") for name in (*RESPONSE_FIELDS, "output")}
+LABELED_MESSAGES = Shape("kto", "a true/false `label` and `messages` ending in an assistant turn")
 TEXT = Shape("pretrain", "`text` only")
 
-RESPONSE_FIELDS = ("response", "completion")
-# Where none of these stands beside it, a string `prompt` needs no second look.
+# If a record has none of these fields, a string `prompt` needs no second look.
 DECISIVE = frozenset(
     {"messages", "instruction", "chosen", "rejected", "rejected_response", "rejected_messages", *RESPONSE_FIELDS}
 )
@@ -84,11 +85,13 @@ def inspect(record: Any) -> tuple[Shape | None, list[Finding]]:
             return None, findings
         if ends_with_answer(messages):
             return MESSAGES_ANSWERED, findings
-        return (MESSAGES_RESPONSE if _has_response(record) else MESSAGES), findings
+        name = _response_field(record)
+        return (MESSAGES_RESPONSE[name] if name else MESSAGES), findings
     if prompt is not None:
         if findings := check_prompt(prompt):
             return None, findings
-        return (PROMPT_RESPONSE if _has_response(record) else PROMPT), []
+        name = _response_field(record)
+        return (PROMPT_RESPONSE[name] if name else PROMPT), []
     return _without_prompt(record)
 
 
@@ -105,21 +108,28 @@ def check_prompt(prompt: Any) -> list[Finding]:
 
 
 def _offline(record: dict[str, Any]) -> Shape | None:
-    """Preference and kto data, whose prompts are nobody's business here."""
+    """The shape of preference and KTO data, whose prompts are not checked; None for everything else."""
     written = (str, list, dict)
     if isinstance(record.get("chosen"), written) and isinstance(record.get("rejected"), written):
         return CHOSEN_REJECTED
-    if isinstance(record.get("rejected_response"), written) or isinstance(record.get("rejected_messages"), list):
-        return REJECTED
-    if isinstance(record.get("label"), bool) and (
-        _has_response(record) or _is_alpaca(record) or ends_with_answer(record.get("messages"))
-    ):
-        return LABELLED
-    return None
+    if isinstance(record.get("rejected_response"), written):
+        return REJECTED["rejected_response"]
+    if isinstance(record.get("rejected_messages"), list):
+        return REJECTED["rejected_messages"]
+    return _labeled(record) if isinstance(record.get("label"), bool) else None
 
 
-def _has_response(record: dict[str, Any]) -> bool:
-    return any(record.get(name) is not None for name in RESPONSE_FIELDS)
+def _labeled(record: dict[str, Any]) -> Shape | None:
+    """The KTO shape of a record with a true/false `label`; None without a completion: then the label is a column."""
+    if name := _response_field(record):
+        return LABELED[name]
+    if _is_alpaca(record):
+        return LABELED["output"]
+    return LABELED_MESSAGES if ends_with_answer(record.get("messages")) else None
+
+
+def _response_field(record: dict[str, Any]) -> str | None:
+    return next((name for name in RESPONSE_FIELDS if record.get(name) is not None), None)
 
 
 def _is_alpaca(record: dict[str, Any]) -> bool:

@@ -201,6 +201,7 @@ def _first(block: Block) -> Block:
     data = block.data or b""
     start = len(BOM) if data.startswith(BOM) else 0
     data = data[start:]
+    first_line = block.line + data[: len(data) - len(data.lstrip())].count(b"\n")
     if seen := looks_like(data[:512]):
         raise UnreadableError(Finding(None, f"content that looks like {seen}", "lines of JSON in UTF-8"))
     first, _, rest = data.strip().partition(b"\n")
@@ -209,7 +210,7 @@ def _first(block: Block) -> Block:
         found = "a JSON array instead of lines"
         raise UnreadableError(Finding(None, found, "one object on each line (jq -c '.[]' FILE > FILE.jsonl)"))
     if first.rstrip() == b"{" and _goes_on(first, second):
-        found = "JSON objects that go on over several lines"
+        found = f"JSON objects spread over several lines (first at line {first_line:,})"
         raise UnreadableError(Finding(None, found, "one object on each line (jq -c . FILE > FILE.jsonl)"))
     return Block(block.offset + start, block.line, data, block.size - start)
 

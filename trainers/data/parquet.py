@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -55,7 +56,7 @@ class ParquetScan:
                     on_share(batch.num_rows / file.metadata.num_rows)
         except (pa.ArrowException, OSError) as e:
             found = f"a damaged Parquet file: {printable(str(e).splitlines()[0][:200])}"
-            raise UnreadableError(Finding(None, found, "a whole one (copy or write it again)")) from e
+            raise UnreadableError(Finding(None, found, "a complete Parquet file (copy or write it again)")) from e
 
     def _rows(self, first: int, rows: list[Any]) -> None:
         shapes: list[Shape | None] = []
@@ -82,12 +83,15 @@ class ParquetScan:
 
 
 def _judge(row: dict[str, Any] | Finding) -> tuple[Shape | None, list[Finding]]:
+    """The shape of a row and the findings about it. NaN outside `prompt` and `messages` becomes None in the row."""
     if isinstance(row, Finding):
         return None, [row]
+    not_finite = list(_not_finite(row))
+    for name in {f.column for f in not_finite if f.missing}:
+        row[name] = _nan_to_none(row[name])
     shape, findings = inspect(row)
-    if not_finite := list(_not_finite(row)):
-        return None, [*findings, *not_finite]
-    return shape, findings
+    found = [f.finding() for f in not_finite]
+    return (None if any(not f.missing for f in not_finite) else shape), [*findings, *found]
 
 
 def batch_rows(metadata: Any) -> int:
@@ -149,15 +153,46 @@ def _without_nulls(value: Any, *, keep: str | None = None) -> Any:
     return value
 
 
-def _not_finite(row: dict[str, Any]) -> Iterator[Finding]:
-    level: list[tuple[str, Any]] = list(row.items())
+@dataclass(frozen=True, slots=True)
+class _NotFinite:
+    """A number that is NaN or infinite, and where it was found."""
+
+    column: str
+    path: str
+    value: float
+
+    @property
+    def missing(self) -> bool:
+        """True for a missing value: pandas and datasets write NaN where a column has none."""
+        return math.isnan(self.value) and self.column not in ("prompt", "messages")
+
+    def finding(self) -> Finding:
+        """A warning for a missing value, else an error."""
+        if self.missing:
+            return Finding(self.path, "NaN", "null (NaN is read as a missing value)", severity="warning")
+        return Finding(self.path, "NaN" if math.isnan(self.value) else str(self.value), "a finite number, or null")
+
+
+def _not_finite(row: dict[str, Any]) -> Iterator[_NotFinite]:
+    """Every number of a row that is not finite, level by level, without recursion."""
+    level: list[tuple[str, str, Any]] = [(name, name, value) for name, value in row.items()]
     while level:
-        below: list[tuple[str, Any]] = []
-        for path, value in level:
+        below: list[tuple[str, str, Any]] = []
+        for column, path, value in level:
             if isinstance(value, float) and not math.isfinite(value):
-                yield Finding(path, str(value), "a finite number, or null")
+                yield _NotFinite(column, path, value)
             elif isinstance(value, dict):
-                below += [(f"{path}.{k}", v) for k, v in value.items()]
+                below += [(column, f"{path}.{k}", v) for k, v in value.items()]
             elif isinstance(value, list | tuple):
-                below += [(f"{path}[{i}]", v) for i, v in enumerate(value)]
+                below += [(column, f"{path}[{i}]", v) for i, v in enumerate(value)]
         level = below
+
+
+def _nan_to_none(value: Any) -> Any:
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _nan_to_none(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):  # entries of an Arrow map are tuples
+        return type(value)(_nan_to_none(v) for v in value)
+    return value

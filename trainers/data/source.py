@@ -195,13 +195,17 @@ class Decompressed:
         try:
             data = self._gzip.read(size)
         except EOFError as e:
-            raise UnreadableError(Finding(None, "an archive that breaks off", "a whole one (copy it again)")) from e
+            raise UnreadableError(Finding(None, "truncated gzip stream", "a complete gzip file (copy it again)")) from e
         except (gzip.BadGzipFile, zlib.error) as e:
-            raise UnreadableError(Finding(None, f"a damaged archive: {e}", "a whole one (copy it again)")) from e
+            raise UnreadableError(
+                Finding(None, f"damaged gzip stream: {e}", "an intact gzip file (copy it again)")
+            ) from e
         self._out += len(data)
         if self._out > BOMB_BYTES and self._out > BOMB_RATIO * self._counted.count:
-            found = f"an archive that expands {self._out // self._counted.count}-fold, past {self._out // 2**20:,} MiB"
-            raise UnreadableError(Finding(None, found, "no decompression bomb; if it is none, unpack it to .jsonl"))
+            found = (
+                f"a gzip stream that expands {self._out // self._counted.count}-fold, past {self._out // 2**20:,} MiB"
+            )
+            raise UnreadableError(Finding(None, found, "not a decompression bomb; if it is none, unpack it to .jsonl"))
         return data
 
 

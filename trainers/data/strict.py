@@ -155,13 +155,13 @@ def _syntax(text: str, error: json.JSONDecodeError) -> Finding:
     if stripped.startswith("\ufeff"):
         return Finding(None, "a byte order mark inside the file", "none, or one at the start of the file only")
     if stripped in ("{", "["):
-        return Finding(None, f"a value that goes on over several lines (`{stripped}`)", "one whole object on each line")
+        return Finding(None, f"a value spread over several lines (`{stripped}`)", "one complete object on each line")
     if error.msg == "Extra data":
         return Finding(None, f"more than one value on the line, from column {column:,}", "one object on each line")
     if stripped.startswith("{'") or ": '" in stripped[:200]:
         return Finding(None, found, "JSON with double quotes (this looks like a Python dict: write it with json.dumps)")
     if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
-        return Finding(None, found, "a whole object (the line breaks off)")
+        return Finding(None, found, "a complete object (the line ends too early)")
     return Finding(None, found, "one JSON object on the line")
 
 

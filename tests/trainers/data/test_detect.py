@@ -104,6 +104,27 @@ def test_one_format_is_the_verdict_whatever_the_shapes() -> None:
     assert detector.disagreements() == ([], 0)
 
 
+@pytest.mark.parametrize(
+    ("record", "shape"),
+    [
+        ({"prompt": "Hi", "response": "Hello"}, "`prompt` and `response`"),
+        ({"prompt": "Hi", "completion": "Hello"}, "`prompt` and `completion`"),
+        ({"prompt": "Hi", "completion": "Hello", "response": None}, "`prompt` and `completion`"),
+        ({"prompt": "Hi", "completion": "Hello", "response": "Ho"}, "`prompt` and `response`"),
+        ({"messages": USER, "completion": "Hello"}, "`messages` and `completion`"),
+        ({"instruction": "Add", "output": "3"}, "`instruction` and `output`"),
+        ({"messages": ANSWERED, "rejected_response": "b"}, "`rejected_response`"),
+        ({"messages": ANSWERED, "rejected_messages": ANSWERED}, "`rejected_messages`"),
+        ({"prompt": "Hi", "response": "Hello", "label": True}, "a true/false `label` and `response`"),
+        ({"prompt": "Hi", "completion": "Hello", "label": True}, "a true/false `label` and `completion`"),
+        ({"instruction": "Add", "output": "3", "label": True}, "a true/false `label` and `output`"),
+        ({"messages": ANSWERED, "label": True}, "a true/false `label` and `messages` ending in an assistant turn"),
+    ],
+)
+def test_the_evidence_names_the_field_that_decided(record: Any, shape: str) -> None:
+    assert [e.shape for e in detector_of(record).evidence()] == [shape]
+
+
 def test_lines_that_disagree_are_named() -> None:
     detector = detector_of(*[{"prompt": "a"}] * 5, {"prompt": "a", "response": "b"}, {"text": "c"}, {"prompt": "d"})
     problems, total = detector.disagreements()

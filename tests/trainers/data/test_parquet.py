@@ -15,6 +15,9 @@ from trainers.data.findings import FileReport
 from trainers.data.reader import ScanOptions, open_prompts, scan
 from trainers.errors import UserError
 
+NAN = float("nan")
+USER = {"role": "user", "content": "Hi"}
+
 
 def write(folder: Path, table: Any, **options: Any) -> str:
     path = folder / "p.parquet"
@@ -90,8 +93,10 @@ def test_dictionary_columns_and_small_row_groups(tmp_path: Path) -> None:
         ({"prompt": ["a", None]}, [(2, "prompt", "null")]),
         ({"prompt": [1, 2]}, [(1, "prompt", "a number: 1"), (2, "prompt", "a number: 2")]),
         ({"prompt": [b"a"]}, [(1, "prompt", "a value of type bytes")]),
-        ({"prompt": ["a", "b"], "x": [1.0, float("nan")]}, [(2, "x", "nan")]),
+        ({"prompt": ["a", "b"], "x": [1.0, float("inf")]}, [(2, "x", "inf")]),
         ({"prompt": ["a"], "x": [[{"y": float("-inf")}]]}, [(1, "x[0].y", "-inf")]),
+        ({"prompt": [NAN]}, [(1, "prompt", "a number: nan"), (1, "prompt", "NaN")]),
+        ({"messages": [[USER | {"weight": NAN}]]}, [(1, "messages[0].weight", "NaN")]),
         ({"answer": ["a"]}, [(1, None, "an object with `answer`")]),
         ({"prompt": pa.array([], pa.string())}, [(None, None, "no records (an empty file)")]),
     ],
@@ -101,6 +106,37 @@ def test_bad_rows(tmp_path: Path, table: Any, found: Any) -> None:
     assert problems(path) == found
     with pytest.raises(UserError):
         open_prompts(path)
+
+
+def test_nan_in_another_column_is_a_missing_value(tmp_path: Path) -> None:
+    table = {
+        "prompt": ["a", "b", "c"],
+        "answer": [4.0, NAN, NAN],
+        "tags": [[{"score": NAN, "name": "x"}], None, None],
+        "weights": pa.array([[("k", 1.5)], [("k", NAN)], None], pa.map_(pa.string(), pa.float64())),
+        "response": [None, NAN, None],  # a column of nothing but missing values, as pandas writes it
+    }
+    path = write(tmp_path, pa.table(table))
+    found = report(path)
+    assert (found.format, found.ready, found.records, found.errors) == ("rlhf-online", True, 3, 0)
+    assert [(p.line, p.finding.field, p.finding.found, p.finding.severity) for p in found.problems] == [
+        (1, "tags[0].score", "NaN", "warning"),
+        (2, "answer", "NaN", "warning"),
+        (2, "response", "NaN", "warning"),
+        (2, "weights[0][1]", "NaN", "warning"),
+        (3, "answer", "NaN", "warning"),
+    ]
+    assert found.problems_total == 5
+    assert {p.finding.expected for p in found.problems} == {"null (NaN is read as a missing value)"}
+    prompts = open_prompts(path)
+    assert [p.columns["answer"] for p in prompts] == [4.0, None, None]
+    assert prompts[0].columns["tags"] == [{"score": None, "name": "x"}]
+    assert prompts[1].columns["weights"] == [("k", None)]
+
+
+def test_nan_makes_no_difference_between_two_prompts(tmp_path: Path) -> None:
+    table = {"messages": [[USER], None], "prompt": [None, "Hi"], "score": [NAN, 0.5]}
+    assert report(write(tmp_path, pa.table(table))).duplicates == 1
 
 
 def test_text_that_is_no_utf8_is_named_by_row(tmp_path: Path) -> None:
