@@ -124,6 +124,19 @@ def _with(node: Any, keys: Sequence[str], value: Any, path: str) -> Any:
     raise UserError([Problem(path, f"{key!r} cannot be set inside the value {node!r}, which is no section")])
 
 
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with its dotted path, in order; an empty section or list is a value.
+
+    >>> list(leaves({"a": {"b": 1, "c": {}}, "d": [2, []]}))
+    [('a.b', 1), ('a.c', {}), ('d.0', 2), ('d.1', [])]
+    """
+    if not isinstance(tree, (Mapping, list)) or not tree:
+        yield prefix, tree
+        return
+    for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+
 def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> Tree:
     """The tree with each `key.path=value` set in turn; every override that cannot be read is reported."""
     result = dict(tree)

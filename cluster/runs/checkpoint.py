@@ -31,21 +31,18 @@ _STATE: Final = "driver.json"
 _SAVED: Final = re.compile(r"step-(\d{6,})")
 _SET_ASIDE: Final = re.compile(r"\.(step-\d{6,})\.replaced")
 _PARTIAL: Final = re.compile(r"\.step-\d{6,}\.partial")
+_LEFT_OUT_OF_1: Final = ("optimizer_steps", "config_digest")  # of the driver's state; saved, and never used
 
 
 class DriverState(Config):
     """What the driver must know to go on as if it had never stopped; every part is required, at save and at load."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     """Of this layout."""
     step: int = Field(ge=0)
     """Steps done."""
     policy_version: int = Field(ge=0)
     """Of the weights in the shards."""
-    optimizer_steps: int = Field(ge=0)
-    """Updates done, which the learning-rate schedule counts."""
-    config_digest: str
-    """`run_directory.config_digest` of the run's config."""
     kl: dict[str, Any]
     """State of the KL controller."""
     stream: dict[str, Any]
@@ -158,7 +155,7 @@ class CheckpointStore:
             raise UserError([Problem(str(path), f"the checkpoint lacks {_STATE}, the driver's state")])
         if problem := _damage(path, _STATE, manifest.files[_STATE]):
             raise UserError([problem])
-        parts = json.loads(file.read_bytes())
+        parts = _upgraded(json.loads(file.read_bytes()))
         if lacking := [name for name in DriverState.model_fields if name not in parts]:
             why = "a run cannot go on from a part of its state"
             raise UserError(Problem(str(file), f"the driver's state lacks {name!r}; {why}") for name in lacking)
@@ -234,6 +231,13 @@ def verify(path: Path) -> Checkpoint:
     if problems := [problem for problem in found if problem]:
         raise UserError(problems)
     return Checkpoint(manifest.step, path)
+
+
+def _upgraded(parts: dict[str, Any]) -> dict[str, Any]:
+    """The driver's state as the layout of this version has it."""
+    if parts.get("schema_version") != 1:
+        return parts
+    return {name: part for name, part in parts.items() if name not in _LEFT_OUT_OF_1} | {"schema_version": 2}
 
 
 def _step_of(path: Path) -> int:

@@ -6,7 +6,6 @@ It knows pydantic, YAML and the operating system; no torch and no engine, so tha
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -26,6 +25,7 @@ from typing import Any, Final, Literal, TypeAlias, TypedDict, Unpack
 import yaml
 from pydantic import AwareDatetime, BaseModel, Field, FiniteFloat, ValidationError
 
+from cluster.config.tree import leaves
 from cluster.runs.atomic_files import RunDirectoryError, explained, free_bytes, fsync, remove_temporaries, write_atomic
 from cluster.runs.checkpoint import checkpoint_steps
 from trainers.config import Config
@@ -50,8 +50,9 @@ _PACKAGES: Final = (
     "numpy",
     "pyarrow",
 )
-# What a resumed run may set anew without becoming another run; train.steps may grow.
-_MAY_CHANGE: Final = re.compile(r"(root|logging|checkpoint|eval|timeouts|generators)(\..*)?|(.*\.)?timeout_s")
+# What a resume may change; train.steps may grow. Sections, and any key of the name.
+_MAY_CHANGE: Final = ("root", "logging", "checkpoint", "eval", "timeouts", "generators")
+_MAY_CHANGE_ANYWHERE: Final = "timeout_s"
 
 
 class RunError(Config):
@@ -272,9 +273,9 @@ def list_runs(root: Path) -> list[RunDirectory]:
 def find_resumable(root: Path, config: BaseModel) -> RunDirectory | None:
     """The newest run under `root` that `config` continues, for `--resume auto`; None: start a new one.
 
-    It has the same `name` and the same resolved config (but for what may change on a resume), has not succeeded
-    (or has fewer steps than `config`), and has a checkpoint, whose digests are checked when it is loaded.
-    Newer runs of that name that differ are logged, with the keys that differ.
+    It has the same `name` and the same config (except for what a resume may change), has not succeeded (or has fewer
+    steps than `config`), and has a checkpoint, whose digests are checked when it is loaded. Newer runs of that name
+    that differ are logged, with the keys that differ.
     """
     tree = config.model_dump(mode="json")
     for run in reversed(list_runs(root)):
@@ -284,7 +285,7 @@ def find_resumable(root: Path, config: BaseModel) -> RunDirectory | None:
         if not checkpoint_steps(run.checkpoints):
             continue
         try:
-            differing = resume_differences(run.config(), tree)
+            differing = resume_differences(run.config(), config)
         except UserError as error:
             logger.warning("run %s is not resumed: %s", record.id, error)
             continue
@@ -295,40 +296,47 @@ def find_resumable(root: Path, config: BaseModel) -> RunDirectory | None:
     return None
 
 
-def resume_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[Problem]:
-    """The keys for which `given`, a resolved config tree, would be another run than `saved`; `train.steps` may grow.
+def resume_differences(saved: Mapping[str, Any], config: BaseModel) -> list[Problem]:
+    """The keys for which `config` is another run than the one that was saved as the tree `saved`.
 
-    >>> resume_differences({"seed": 1, "eval": {"n": 4}}, {"seed": 2, "eval": {"n": 8}})
-    [Problem(where='seed', message='1 in the saved run, 2 now')]
+    The saved tree is parsed by `config`'s own class first, so that a key that was added since counts as its default.
+    A key that was removed since, or whose value is not accepted any more, is a difference. `train.steps` may grow.
+
+    >>> from trainers.config import SamplingConfig
+    >>> resume_differences({"n": 4, "max_tokens": 512}, SamplingConfig(n=8))
+    [Problem(where='n', message='4 in the saved run, 8 now')]
     """
-    old, new = dict(_leaves(saved)), dict(_leaves(given))
+    given = config.model_dump(mode="json")
+    kept = {key: value for key, value in saved.items() if key not in _MAY_CHANGE}
+    changed = {key: given[key] for key in _MAY_CHANGE if key in given}
+    try:
+        parsed = type(config).model_validate_json(json.dumps({**kept, **changed}), strict=True)
+    except ValidationError as error:
+        return [_not_accepted(saved, detail) for detail in error.errors(include_url=False)]
+    old, new = dict(leaves(parsed.model_dump(mode="json"))), dict(leaves(given))
     problems = []
     for key in (*old, *(key for key in new if key not in old)):
         before, now = old.get(key, "absent"), new.get(key, "absent")
-        if before == now or _MAY_CHANGE.fullmatch(key):
+        if before == now or key.rpartition(".")[2] == _MAY_CHANGE_ANYWHERE:
             continue
-        if key == "train.steps" and key in old and key in new and now > before:
+        if key == "train.steps" and now > before:
             continue
         problems.append(Problem(key, f"{before} in the saved run, {now} now"))
     return problems
 
 
-def config_digest(config: BaseModel) -> str:
-    """SHA-256 of the part of a config that a resume must not change: a checkpoint names the run that it is of."""
-    leaves = _leaves(config.model_dump(mode="json"))
-    fixed = {key: value for key, value in leaves if key != "train.steps" and not _MAY_CHANGE.fullmatch(key)}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(tree, list) and tree:
-        for index, value in enumerate(tree):
-            yield from _leaves(value, f"{prefix}.{index}")
-    else:
-        yield prefix, tree
+def _not_accepted(saved: Any, detail: Any) -> Problem:
+    """A problem of the saved tree in this version; pydantic's place without the tags of unions."""
+    node: Any = saved
+    parts: list[str] = []
+    for part in detail["loc"]:
+        if (isinstance(node, Mapping) and part in node) or (isinstance(node, list) and isinstance(part, int)):
+            node = node[part]
+            parts.append(str(part))
+    if detail["type"] == "missing":
+        return Problem(".".join([*parts, str(detail["loc"][-1])]), "absent in the saved run, required now")
+    reason = "is not a key now" if detail["type"] == "extra_forbidden" else f"not accepted now ({detail['msg']})"
+    return Problem(".".join(parts), f"{node} in the saved run, {reason}")
 
 
 def _steps(tree: Mapping[str, Any]) -> int:

@@ -76,19 +76,15 @@ class Sinks:
 class Driver:
     """One run. `run` goes from the state at hand (fresh, or restored) to the last step."""
 
-    def __init__(
-        self, config: RunConfig, roles: Roles, data: Data, sinks: Sinks, *, algorithm: Algorithm, config_digest: str
-    ) -> None:
+    def __init__(self, config: RunConfig, roles: Roles, data: Data, sinks: Sinks, *, algorithm: Algorithm) -> None:
         self._config = config
         self._roles = roles
         self._data = data
         self._sinks = sinks
         self._algorithm = algorithm
-        self._config_digest = config_digest
         self._kl = make_controller(config)
         self._step = 0
         self._version = 0
-        self._optimizer_steps = 0
         self._saved_step = -1
         self._stop = asyncio.Event()
         self._groups = GroupProducer(config, roles, data.encoder)
@@ -107,7 +103,6 @@ class Driver:
         await self._in_learners_turn(self._roles.learners.load(str(checkpoint.path)))
         self._step = self._saved_step = state.step
         self._version = state.policy_version
-        self._optimizer_steps = state.optimizer_steps
         self._kl = make_controller(self._config, coef=float(state.kl["coef"]))
         self._data.stream.restore(state.stream)
         self._roles.scorer.restore(state.scorer)
@@ -174,7 +169,6 @@ class Driver:
         coef = self._kl.coef
         if order.steers_kl and (kl := report.metrics.get("kl/mean")) is not None:
             self._kl = self._kl.updated(kl.value, len(samples))
-        self._optimizer_steps += report.optimizer_steps
 
         progress.phase("sync")
         began_part = monotonic()
@@ -260,8 +254,6 @@ class Driver:
         state = DriverState(
             step=self._step,
             policy_version=self._version,
-            optimizer_steps=self._optimizer_steps,
-            config_digest=self._config_digest,
             kl={"coef": self._kl.coef},
             stream=buffer.cursor(),
             scorer=self._roles.scorer.state(),

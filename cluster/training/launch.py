@@ -25,7 +25,7 @@ from cluster.config.run import RunConfig
 from cluster.models.remote import addresses, fetched
 from cluster.runs.adalora_ranks import read_ranks
 from cluster.runs.checkpoint import Checkpoint, CheckpointStore
-from cluster.runs.directory import RunDirectory, RunError, config_digest, find_resumable, resume_differences
+from cluster.runs.directory import RunDirectory, RunError, find_resumable, resume_differences
 from cluster.runs.recorder import Recorder
 from cluster.training.driver import Data, Driver, Interrupted, Sinks
 from cluster.training.progress import Progress, make_progress
@@ -78,7 +78,7 @@ def choose_run(config: RunConfig, resume: str) -> tuple[RunDirectory, bool]:
             return RunDirectory.create(root, config.name, config), False
     else:
         found = RunDirectory.open(Path(resume))
-        if differences := resume_differences(found.config(), config.model_dump(mode="json")):
+        if differences := resume_differences(found.config(), config):
             raise UserError(differences)
     found.write_config(config)
     found.update(steps=config.train.steps)
@@ -94,7 +94,7 @@ def _attempt(config: RunConfig, run: RunDirectory, progress: Recording, memory: 
             here = fetched(config, run, note=progress.note)
         progress.phase("start Ray")
         with ray_cluster() as own:
-            asyncio.run(_run(here, run, progress, memory, digest=config_digest(config), own_cluster=own))
+            asyncio.run(_run(here, run, progress, memory, own_cluster=own))
     except Interrupted as stopped:
         run.update(state="stopped", step=stopped.step)
         progress.note(f"stopped after step {stopped.step}; the same command goes on from there")
@@ -177,10 +177,9 @@ async def _run(
     progress: Recording,
     memory: dict[str, int],
     *,
-    digest: str,
     own_cluster: bool,
 ) -> None:
-    """`digest`: of the config as the user gave it; in this one every model is here."""
+    """`config`: every model is here."""
     ending_on_termination()
     data = open_data(config, run)
     checkpoints = CheckpointStore(run.checkpoints, config.checkpoint.keep)
@@ -194,7 +193,6 @@ async def _run(
                 data,
                 Sinks(recorder=recorder, checkpoints=checkpoints, progress=progress),
                 algorithm=make_algorithm(config.algorithm, config.train),
-                config_digest=digest,
             )
             with stopping_on_signals(driver):
                 await _restore(driver, checkpoints, checkpoint, recorder)

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from actors.fakes import Event, FakeScorer, World, fake_roles
 from cluster.config.run import RunConfig, parse_config
 from cluster.runs.checkpoint import CheckpointStore, DriverState
-from cluster.runs.directory import config_digest
 from cluster.runs.recorder import Recorder, read_metrics
 from cluster.training.driver import Data, Driver, Sinks
 from trainers.algorithms.catalog import make_algorithm
@@ -97,7 +96,6 @@ class Run:
             data,
             Sinks(recorder=self.recorder, checkpoints=self.checkpoints, progress=self.progress),
             algorithm=algorithm,
-            config_digest=config_digest(config),
         )
 
     async def run(self) -> Run:

@@ -51,8 +51,6 @@ def state(step: int, **changes: Any) -> DriverState:
     parts: dict[str, Any] = {
         "step": step,
         "policy_version": step + 1,
-        "optimizer_steps": 2 * step,
-        "config_digest": "d" * 64,
         "kl": {"coef": 0.05},
         "stream": {"epoch": 0, "position": 32 * step},
         "scorer": {"correct": {"mean": 0.25, "count": 8}},
@@ -260,11 +258,23 @@ def test_a_state_that_lacks_a_part_is_refused_by_the_parts_name(store: Checkpoin
 def test_a_part_that_this_version_does_not_know_or_another_layout_is_refused(store: CheckpointStore) -> None:
     path = save(store, 2)
     parts = json.loads((path / "driver.json").read_bytes())
-    rewrite_state(path, {**parts, "schema_version": 2, "teacher": {}})
+    rewrite_state(path, {**parts, "schema_version": 3, "teacher": {}})
     with pytest.raises(UserError) as caught:
         store.load_state(path)
     refused = {problem.message.split(":")[0].rsplit(" ", 1)[-1] for problem in caught.value.problems}
     assert refused == {"schema_version", "teacher"}
+
+
+def test_a_state_of_the_first_layout_is_read(store: CheckpointStore) -> None:
+    path = save(store, 2)
+    parts = json.loads((path / "driver.json").read_bytes())
+    first = {**parts, "schema_version": 1, "optimizer_steps": 4, "config_digest": "of another config"}
+    rewrite_state(path, first)
+    assert store.load_state(path) == state(2)
+    del first["kl"]
+    rewrite_state(path, first)
+    with pytest.raises(UserError, match="lacks 'kl'"):
+        store.load_state(path)
 
 
 # --- crashes
