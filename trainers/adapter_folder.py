@@ -1,7 +1,7 @@
-"""What a PEFT adapter's folder says of it before anything is loaded: its kind, its rank, the model it stands on.
+"""What the folder of a PEFT adapter shows before anything is loaded: its kind, its rank and its base model.
 
 It reads `adapter_config.json` and the header of the weights' file; it imports neither torch nor PEFT, so that the plan
-and the service may ask. Nothing of the folder is run: weights that are a pickle are refused.
+and the service can use it. No code from the folder is run: weights in a pickle are refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OTHER_BASES = ("corda", "loftq", "lora_ga", "olora", "pissa")  # initial values
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFolder:
-    """An adapter of a kind that can be merged into its base, with whole weights."""
+    """An adapter of a kind that can be merged into its base, with complete weights."""
 
     path: Path
     config: Mapping[str, Any]
@@ -49,7 +49,7 @@ class AdapterFolder:
 
     @property
     def kind(self) -> str:
-        """PEFT's name of it."""
+        """PEFT's name for the kind of adapter."""
         return str(self.config["peft_type"])
 
     @property
@@ -64,22 +64,22 @@ class AdapterFolder:
 
     @property
     def labels(self) -> int:
-        """Outputs of the head that a classifier's adapter brings along; 0 where there is none."""
+        """Outputs of the head that a classifier's adapter includes; 0 if it has none."""
         return next((int(shape[0]) for name, shape in self.tensors.items() if _HEAD.fullmatch(name)), 0)
 
     def rows(self, layer: str) -> int | None:
-        """Of the layer's whole matrix where the adapter brings one along; None: it is the base's."""
+        """Rows of the layer's full matrix if the adapter includes one; None if the matrix is the base's."""
         shapes = (self.tensors.get(f"base_model.model.{layer}{end}") for end in (".weight", ".base_layer.weight"))
         return next((int(shape[0]) for shape in shapes if shape is not None), None)
 
 
 def is_adapter(name: str | Path) -> bool:
-    """Whether a model's name is the folder of an adapter, without the whole model."""
+    """Whether a model's name is the folder of an adapter that does not also hold a full model."""
     return os.path.isfile(Path(name) / CONFIG) and not os.path.isfile(Path(name) / "config.json")
 
 
 def find_base(folder: str | Path) -> str:
-    """The model that an adapter stands on: an absolute folder, or a hub id. ValueError with what is wrong.
+    """The base model of an adapter: an absolute folder, or a hub id. Raises ValueError with what is wrong.
 
     A relative `base_model_name_or_path` counts from the adapter's folder, then from the working directory.
     """
@@ -93,11 +93,11 @@ def tokenizer_source(name: str) -> str:
     try:
         return find_base(name)
     except ValueError:
-        return name  # the error is found, and named, where the model is read
+        return name  # reading the model reports the error
 
 
 def read_adapter(name: str | Path, *, where: str) -> AdapterFolder:
-    """The adapter in a folder. UserError with `where` for one that cannot be merged into anything."""
+    """The adapter in a folder. Raises UserError with `where` for one that cannot be merged."""
     folder = Path(name)
     try:
         config = _read_config(folder)
@@ -137,7 +137,7 @@ def _not_plain(adapter: AdapterFolder, largest_rank: int) -> Iterator[str]:
         if pair is None or pair["layer"].rpartition(".")[2] in ("lm_head", "embed_tokens"):
             yield f"it holds {tensor}, and only adapters of linear layers can be continued"
         elif rank not in shape:
-            yield f"{tensor} has shape {list(shape)}, and {CONFIG} says rank {rank}"
+            yield f"{tensor} has shape {list(shape)}, and {CONFIG} has rank {rank}"
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -153,18 +153,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{file} holds no JSON object")
+        raise ValueError(f"{file} does not hold a JSON object")
     return config
 
 
 def _find_base(folder: Path, config: Mapping[str, Any]) -> str:
     file, named = folder / CONFIG, config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
-        raise ValueError(f"{file} names no base (base_model_name_or_path); write the base model's path there")
+        raise ValueError(f"{file} names no base model; set base_model_name_or_path to its path")
     if "://" in named:
-        raise ValueError(
-            f"the base of {folder} is the address {named}, and only a folder or a hub id can be a base; write one there"
-        )
+        raise ValueError(f"the base of {folder} is the address {named}; only a folder or a hub id can be a base")
     for start in (folder, Path.cwd()):
         if os.path.isdir(start / named):
             base = os.path.abspath(start / named)
@@ -173,8 +171,8 @@ def _find_base(folder: Path, config: Mapping[str, Any]) -> str:
             return base
     if _HUB_ID.fullmatch(named) is None:
         raise ValueError(
-            f"the base of {folder} is not here: {named} (base_model_name_or_path in {CONFIG}); write its present "
-            "path there"
+            f"the base of {folder} is not here: {named} (base_model_name_or_path in {CONFIG}); set it "
+            "to the present path"
         )
     if config.get("revision"):
         raise ValueError(f"the base of {folder} is revision {config['revision']} of {named}; name a folder with it")
@@ -182,9 +180,9 @@ def _find_base(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def _require_fit(adapter: AdapterFolder) -> None:
-    """ValueError where the base, if it is a folder, has layers of that name of another size, or fewer of them.
+    """Raises ValueError if the base is a folder and lacks one of these layers or has it in another size.
 
-    Layers whose names the base's files do not know at all are left to loading: files may name them otherwise.
+    Layers whose names do not occur in the base's files are checked at loading: files may use other names.
     """
     base = _matrices(Path(adapter.base))
     families = {_DIGITS.sub("#", layer) for layer in base}
@@ -193,11 +191,11 @@ def _require_fit(adapter: AdapterFolder) -> None:
         if pair is None or _DIGITS.sub("#", layer := pair["layer"]) not in families:
             continue
         if layer not in base:
-            raise ValueError(f"{adapter.path} is no adapter of {adapter.base}, which has no {layer}")
+            raise ValueError(f"{adapter.path} is not an adapter of {adapter.base}, which has no {layer}")
         if shape[1 if pair["side"] == "A" else 0] not in base[layer]:
             sizes = " × ".join(map(str, base[layer])), " × ".join(map(str, shape))
             raise ValueError(
-                f"{adapter.path} is no adapter of {adapter.base}, whose {layer} is {sizes[0]}, while its own "
+                f"{adapter.path} is not an adapter of {adapter.base}, whose {layer} is {sizes[0]}, while its own "
                 f"lora_{pair['side']} is {sizes[1]}"
             )
 
@@ -218,7 +216,7 @@ def _matrices(folder: Path) -> dict[str, Sequence[int]]:
 def _tensors(folder: Path) -> dict[str, Sequence[int]]:
     file = folder / WEIGHTS
     if not file.is_file():
-        pickle = f"{PICKLE} is a pickle, which can run code; save it with save_pretrained of a present PEFT"
+        pickle = f"{PICKLE} is a pickle, which can run code; save it again with save_pretrained of a current PEFT"
         raise ValueError(f"{folder} holds no {WEIGHTS}" + (f" ({pickle})" if (folder / PICKLE).is_file() else ""))
     found = {key: shape for key, (shape, _) in _header(file).items()}
     if not found:
@@ -235,4 +233,4 @@ def _header(file: Path) -> dict[str, tuple[Sequence[int], str]]:
             slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
             return {key: (part.get_shape(), part.get_dtype()) for key, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no whole safetensors file: {error}") from error
+        raise ValueError(f"{file} is not a complete safetensors file: {error}") from error

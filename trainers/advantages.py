@@ -22,8 +22,8 @@ def group_advantages(
 ) -> Tensor:
     """Rewards against their group's mean, divided by a standard deviation (GRPO, arXiv 2402.03300, §4.1.2).
 
-    A_i = (r_i − mean_g) / (std + eps), the mean and the unbiased std (n − 1) over the valid samples. `scale` says
-    whose std: of the "group", of the whole "batch" (raw rewards of all valid samples), or "none" for no division
+    A_i = (r_i − mean_g) / (std + eps), the mean and the unbiased std (n − 1) over the valid samples. `scale`
+    selects the std: of the "group", of the full "batch" (raw rewards of all valid samples), or "none" for no division
     (Dr. GRPO, 2503.20783). 0 for invalid samples and in groups with fewer than two valid samples or equal rewards.
 
     Shapes: all `[N]`; `groups` are any integers in any order; `valid` defaults to all. Raises ValueError on shapes
@@ -64,7 +64,7 @@ def leave_one_out_advantages(rewards: Tensor, groups: Tensor, *, valid: Tensor |
 def gae(
     rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 0.95
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation over the True positions (arXiv 1506.02438, eq. 16) and the returns.
+    """Generalized advantage estimation over the True positions (arXiv 1506.02438, eq. 16) and the returns.
 
     A_t = δ_t + γλ·A_next, δ_t = r_t + γ·V_next − V_t, where next is the next True position: masked positions (tool
     output, padding) are stepped over without decay, and after the last one V = A = 0. Returns = A + V.
@@ -79,8 +79,8 @@ def gae(
     """
     require_same_shape(rewards=rewards, values=values, mask=mask)
     require(rewards.dim() >= 1, "rewards are a single number; give [..., T]")
-    require(0 <= gamma <= 1, f"gamma is {gamma}; must lie in [0, 1]")
-    require(0 <= lam <= 1, f"lam is {lam}; must lie in [0, 1]")
+    require(0 <= gamma <= 1, f"gamma is {gamma}; must be in [0, 1]")
+    require(0 <= lam <= 1, f"lam is {lam}; must be in [0, 1]")
     mask = as_mask(mask)
     r, v = masked(rewards, mask), masked(values, mask)
     _require_finite(r)
@@ -101,7 +101,7 @@ def gae(
 def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """(x − mean) / √(var + eps) over the True positions, population variance; 0 where masked.
 
-    `shift_mean=False` adds the mean back afterwards. The statistics are those of the tensors given: give the whole
+    `shift_mean=False` adds the mean back afterwards. The statistics are those of the tensors given: give the full
     optimizer step's, never one rank's or one micro-batch's. Shapes: both `[...]`. Raises ValueError on shapes that
     differ and `eps` < 0.
 

@@ -1,4 +1,4 @@
-"""The base of every config class, and the sections that say how a policy samples and learns. It knows pydantic only.
+"""The base of every config class, and the sections on sampling and training. It knows pydantic only.
 
 Each layer defines its own config beside what it configures; `cluster/config/run.py` composes them. The text under a
 field is its help in `rlhf plan`, in the JSON schema and in `docs/configuration.md`.
@@ -18,7 +18,7 @@ class Config(BaseModel):
 
 
 class SamplingConfig(Config):
-    """How completions are drawn. Only options under which generator and trainer mean the same distribution exist."""
+    """How completions are drawn. Every option keeps generator and trainer on the same distribution."""
 
     n: int = Field(default=8, ge=1, json_schema_extra={"recommended": [4, 64], "recommended_for": ["grpo"]})
     """Completions for each prompt (the group size)."""
@@ -36,7 +36,7 @@ class ImportanceConfig(Config):
     level: Literal["token", "sequence"] = "token"
     """Per token, or the geometric mean over the sequence."""
     cap: float = Field(default=2.0, gt=0)
-    """Largest weight (truncated importance sampling); does not act where there is a band."""
+    """Largest weight (truncated importance sampling); ignored if there is a band."""
     floor: float | None = Field(default=None, ge=0)
     """Smallest weight; null = none."""
     band: tuple[float, float] | None = None
@@ -49,11 +49,11 @@ class ImportanceConfig(Config):
         if self.band is None:
             return self
         if self.floor is not None:
-            raise ValueError("with a band no floor acts; leave out one of floor and band")
+            raise ValueError("a floor has no effect with a band; leave out one of the two")
         low, high = self.band
         if not 0 <= low <= 1 <= high:
             raise ValueError(
-                f"the band {low:g} to {high:g} must hold 1, the weight where generator and trainer agree, and start "
+                f"the band {low:g} to {high:g} must include 1, the weight if generator and trainer agree, and start "
                 "at 0 or above; set band such as [0.5, 2.0]"
             )
         return self
@@ -73,7 +73,7 @@ class TrainConfig(Config):
     learning_rate: float = Field(default=1e-6, ge=0)
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes on after the warm-up; linear and cosine reach 0 after the last optimizer step."""
+    """How the learning rate changes after the warm-up; linear and cosine reach 0 after the last optimizer step."""
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps over which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0, json_schema_extra={"recommended": [0, 0.1]})

@@ -1,6 +1,6 @@
-"""What a user can mend. The command line prints these without a traceback and exits with 2.
+"""Errors that a user can fix. The command line prints them without a traceback and exits with 2.
 
-It knows nothing of the rest, so that every layer may raise and catch them.
+It imports nothing else of the project, so that every layer may raise and catch them.
 """
 
 from __future__ import annotations

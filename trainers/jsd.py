@@ -1,6 +1,6 @@
 """Divergences between a student's and a teacher's next-token distributions (GKD, arXiv 2306.13649). Pure; torch only.
 
-Both walk over `[..., V]` in bounded blocks, forward and backward, and compute anew in the backward pass what they did
+Both walk over `[..., V]` in bounded blocks, forward and backward, and recompute in the backward pass what they did
 not keep, so that beside the logits given and their gradient nothing of that size is ever held in float32.
 """
 
@@ -19,7 +19,7 @@ _LEAST_TAIL = 1e-7  # of the teacher beside its top K: a rounding error must not
 
 
 def generalized_jsd(student_logits: Tensor, teacher_logits: Tensor, *, beta: float, temperature: float = 1.0) -> Tensor:
-    """The generalised Jensen–Shannon divergence per position, in nats (arXiv 2306.13649, eq. 1).
+    """The generalized Jensen–Shannon divergence per position, in nats (arXiv 2306.13649, eq. 1).
 
     T and S are the softmaxes of teacher and student logits / temperature, M = β·T + (1 − β)·S; the result is
     β·KL(T‖M) + (1 − β)·KL(S‖M); β = 0 means KL(T‖S), β = 1 means KL(S‖T). 0·log 0 = 0; an infinite divergence is
@@ -104,7 +104,7 @@ def likeliest(logits: Tensor, k: int, *, temperature: float = 1.0) -> tuple[Tens
 
 def _require_options(logits: Tensor, beta: float, temperature: float) -> None:
     require(logits.dim() >= 1 and logits.shape[-1] >= 1, f"logits {tuple(logits.shape)}; give [..., V]")
-    require(0 <= beta <= 1, f"beta is {beta}; must lie in [0, 1]")
+    require(0 <= beta <= 1, f"beta is {beta}; must be in [0, 1]")
     require(0 < temperature < math.inf, f"temperature is {temperature}; must be above 0")
 
 

@@ -1,4 +1,4 @@
-"""How far the policy is from the reference, and the coefficient that holds it there. Pure; torch only.
+"""How far the policy is from the reference, and the coefficient of the KL term. Pure; torch only.
 
 All divergences are in nats per token.
 """
@@ -22,7 +22,7 @@ from trainers.tensors import (
 
 Estimator: TypeAlias = Literal["k1", "k2", "k3"]
 
-K3_LIMIT = 20.0  # e^20 is about 5e8: beyond it k3 is a number without meaning that would swallow the whole loss
+K3_LIMIT = 20.0  # e^20 is about 5e8: beyond it k3 is meaningless and would dominate the loss
 _LARGEST_ERROR = 0.2  # of one update of AdaptiveKL, relative (1909.08593 §2.2)
 
 

@@ -1,8 +1,8 @@
 """Log-probabilities (and entropies) of chosen tokens from logits or hidden states. Pure; torch only.
 
 The one place where logits become log-probabilities, in the trainer's hot path on CPU and GPU. Both ways walk in
-bounded blocks and compute the softmax anew in the backward pass, so that neither log-probabilities nor (with `head=`)
-logits are ever held whole in float32: logits block by block of tokens, hidden states block by block of vocabulary.
+bounded blocks and recompute the softmax in the backward pass, so that neither log-probabilities nor (with `head=`)
+logits are ever held completely in float32: logits block by block of tokens, hidden states block by block of vocabulary.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def token_logprobs(
     `logits` are `[..., T, V]`, or, with the output weight `head` `[V, H]`, the hidden states `[..., T, H]`;
     `token_ids` `[..., T]`. Nothing is shifted: row t must be the one that predicts token t. Returns float32
     `[..., T]` (twice with `entropy`). Differentiable once, entropy included: gradients come in the dtype of logits,
-    hidden states and head. A row whose result is masked out later gets gradient 0, whatever stands in it.
+    hidden states and head. A row whose result is masked out later gets gradient 0, whatever its values.
 
     Raises ValueError on shapes that do not fit, ids outside the vocabulary and `temperature` ≤ 0.
 

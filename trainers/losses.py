@@ -1,7 +1,7 @@
 """Losses per token, what corrects them for stale or foreign samples, and how they become one number. Pure; torch only.
 
 Everything per token is computed in float64 and returned in float32. `mask` is True where the policy chose the token.
-The distillation losses stand in jsd.py and are names of this module too.
+The distillation losses are defined in jsd.py and exported here as well.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 Aggregation: TypeAlias = Literal["token", "sequence", "constant"]
 ImportanceLevel: TypeAlias = Literal["token", "sequence"]
 
-_LARGEST_LOG_RATIO = 20.0  # e^20 is about 5e8: beyond it the ratio says nothing and its gradient destroys the step
+_LARGEST_LOG_RATIO = 20.0  # e^20 is about 5e8: beyond it the ratio is meaningless and its gradient destroys the step
 
 
 def policy_loss(
@@ -80,7 +80,7 @@ def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, seq
     share one advantage, the mean of `policy_loss(log_ratio, zeros, advantages)` over the sequence so has the value and
     the gradient of GSPO's term. `old_logprobs` are a constant; an entry with a NaN or infinite argument has gradient 0.
 
-    Shapes: all `[...]` the same; 0 under False. A sequence must stand whole in one batch. Raises ValueError on shapes
+    Shapes: all `[...]` the same; 0 under False. A sequence must not be split over batches. Raises ValueError on shapes
     that differ.
 
     >>> old, mask, ids = torch.zeros(3), torch.tensor([True, True, False]), torch.tensor([4, 4, 4])
@@ -125,9 +125,9 @@ def aggregate(
     """One number from per-token losses: this batch's share of the optimizer step's loss. Shares add up to it.
 
     "token": Σ / total_tokens. "sequence": Σ over sequences of each one's token mean, / total_sequences. "constant":
-    Σ / (total_sequences · max_tokens) (Dr. GRPO, arXiv 2503.20783). The totals are those of the whole optimizer step
+    Σ / (total_sequences · max_tokens) (Dr. GRPO, arXiv 2503.20783). The totals are those of the full optimizer step
     over all ranks; by default those of the tensors at hand (sequences with at least one True token). A sequence must
-    stand whole in one batch. Without any True token: 0, with gradient 0.
+    not be split over batches. Without any True token: 0, with gradient 0.
 
     Shapes: all `[...]` the same; a padded batch repeats the row's id. Returns a float32 scalar. Raises ValueError on
     shapes that differ, an unknown `how`, "constant" without `max_tokens`, and a total that is negative, or 0 where
@@ -216,10 +216,12 @@ def _sequence_means(x: Tensor, mask: Tensor, sequence_ids: Tensor) -> Tensor:
 
 
 def _total(given: float | None, mask: Tensor, at_hand: Tensor, *, name: str) -> Tensor | float:
-    """The denominator: what was given, else what is at hand; 1 instead of 0, where the sum is 0 as well."""
+    """The denominator: the given total, else the one at hand; 1 instead of 0, since the sum is then 0 as well."""
     if given is None:
         return at_hand.clamp(min=1)
     require(given >= 0, f"{name} is {given}; must be 0 or more")
     if given == 0:
-        require(not bool(mask.any()), f"{name} is 0, but there are True tokens; give the whole optimizer step's")
+        require(
+            not bool(mask.any()), f"{name} is 0, but there are True tokens; give the total of the full optimizer step"
+        )
     return given or 1.0

@@ -1,7 +1,7 @@
-"""What becomes of raw scores before they are trained on: running normalization, clipping, the weighted sum, and what
-an overlong completion costs.
+"""From raw scores to the reward that is trained on: running normalization, clipping, the weighted sum, and the penalty
+of an overlong completion.
 
-Pure; a score that could not be had is None everywhere and never a number. It knows the standard library only.
+Pure; a failed score is None everywhere and never a number. It knows the standard library only.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class RunningNormalizer:
 
     @property
     def std(self) -> float:
-        """The unbiased standard deviation; 1 where it is 0 or not defined, so that nothing is blown up."""
+        """The unbiased standard deviation; 1 if it is 0 or not defined, so that the division stays harmless."""
         return math.sqrt(self.m2 / (self.count - 1)) if self.count > 1 and self.m2 > 0 else 1.0
 
     def normalized(self, score: float) -> float:
-        """(score − mean) / std; the score itself before anything was seen."""
+        """(score − mean) / std; the score itself before the first update."""
         return (score - self.mean) / self.std
 
     def updated(self, scores: Iterable[Score]) -> RunningNormalizer:
-        """The statistics after these scores too; None is passed over."""
+        """The statistics after these scores too; None is skipped."""
         new = sorted(score for score in scores if score is not None)
         if not new:
             return self
@@ -60,14 +60,14 @@ class RunningNormalizer:
 
     @classmethod
     def from_state(cls, state: Mapping[str, float]) -> RunningNormalizer:
-        """The inverse of `state`; ValueError where it is not one."""
+        """The inverse of `state`. Raises ValueError on anything else."""
         if set(state) != {"count", "mean", "m2"} or state["count"] < 0 or state["m2"] < 0:
-            raise ValueError(f"these are no statistics of a reward normalizer: {dict(state)}")
+            raise ValueError(f"not the statistics of a reward normalizer: {dict(state)}")
         return cls(count=int(state["count"]), mean=float(state["mean"]), m2=float(state["m2"]))
 
 
 def clipped(score: float, clip: tuple[float, float] | None) -> float:
-    """The score, held within the limits where there are any.
+    """The score, clipped to the limits if there are any.
 
     >>> clipped(7.0, (-5.0, 5.0)), clipped(7.0, None)
     (5.0, 7.0)
@@ -78,7 +78,7 @@ def clipped(score: float, clip: tuple[float, float] | None) -> float:
 def overlong_penalty(length: int, *, max_tokens: int, buffer_tokens: int, penalty: float = 1.0) -> float:
     """What is added to the reward of a completion of `length` tokens: 0, or less (DAPO, arXiv 2503.14476, eq. 13).
 
-    0 up to max_tokens − buffer_tokens, from there falling in a line to −penalty at max_tokens, and that beyond.
+    0 up to max_tokens − buffer_tokens, then falling linearly to −penalty at max_tokens and constant beyond.
 
     >>> [overlong_penalty(n, max_tokens=100, buffer_tokens=20, penalty=2.0) for n in (80, 85, 100, 300)]
     [0.0, -0.5, -2.0, -2.0]
@@ -87,7 +87,7 @@ def overlong_penalty(length: int, *, max_tokens: int, buffer_tokens: int, penalt
         ValueError: not 1 ≤ buffer_tokens ≤ max_tokens, or a penalty or length below 0.
     """
     if not 1 <= buffer_tokens <= max_tokens:
-        raise ValueError(f"buffer_tokens is {buffer_tokens}; must lie in 1 … max_tokens = {max_tokens}")
+        raise ValueError(f"buffer_tokens is {buffer_tokens}; must be in 1 … max_tokens = {max_tokens}")
     if not penalty >= 0 or length < 0:
         raise ValueError(f"penalty {penalty} and length {length}; both must be 0 or more")
     over = length - (max_tokens - buffer_tokens)
@@ -97,7 +97,7 @@ def overlong_penalty(length: int, *, max_tokens: int, buffer_tokens: int, penalt
 def weighted_sum(scores: Sequence[Sequence[Score]], weights: Sequence[float]) -> tuple[Score, ...]:
     """`scores[source][completion]` → for each completion Σ weight · score over the sources with a weight.
 
-    None where any source with a weight has none; a source of weight 0 is only watched, and neither its scores nor its
+    None if any source with a weight has none. A source of weight 0 is only monitored: neither its scores nor its
     failures count.
 
     >>> weighted_sum([[1.0, 2.0, None], [10.0, None, 30.0], [None, None, None]], [2.0, 0.5, 0.0])

@@ -1,6 +1,6 @@
 """Seeds by purpose: every draw of a run has a seed of its own, so that nothing depends on what was drawn before.
 
-Pure. A run that stops and goes on therefore needs no state of any generator of random numbers but the learners'.
+Pure. A resumed run therefore restores only the learners' random number generators.
 """
 
 from __future__ import annotations

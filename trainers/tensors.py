@@ -1,6 +1,6 @@
 """What the mathematics modules share: argument checks, masking without the 0 · NaN trap, and bounded blocks.
 
-It knows torch only. Per-token quantities are computed in float64: `[T]` is nothing beside the `[T, V]` of the
+It knows torch only. Per-token quantities are computed in float64: `[T]` is small beside the `[T, V]` of the
 logits, and sums then do not depend on the order of samples or on where a micro-batch ends. What is as wide as the
 vocabulary is computed in `compute_dtype`, one block at a time.
 """
@@ -43,7 +43,7 @@ def require_ids(ids: Tensor, *, name: str, size: int | None = None) -> None:
     require(integers, f"{name} is {ids.dtype}; give integers (int64)")
     if size is not None and ids.numel():
         low, high = (int(bound) for bound in ids.aminmax())
-        require(low >= 0 and high < size, f"{name} goes from {low} to {high}; must lie in 0 … {size - 1}")
+        require(low >= 0 and high < size, f"{name} ranges from {low} to {high}; must be in 0 … {size - 1}")
 
 
 def masked(x: Tensor, mask: Tensor) -> Tensor:

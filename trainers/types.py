@@ -1,8 +1,8 @@
-"""One frozen type per stage of the data's way, from a prompt to what the learner trains on.
+"""One frozen type for each stage of the data, from a prompt to what the learner trains on.
 
     Prompt → Completion → Rollout (scored) → Sample → AnnotatedSample → TrainSample → MicroBatch (packing.py)
 
-A field exists only where it has a value, so that a function's signature says what it needs. Arrays are numpy
+A field exists only where it has a value, so that a function's signature shows what it needs. Arrays are numpy
 (Ray hands them over without copying, read-only), and every per-token array has the length of `tokens`.
 """
 
@@ -33,14 +33,14 @@ class Prompt:
 
     messages: tuple[Message, ...]  # a `prompt` string is one user turn
     columns: Mapping[str, Any] = field(default_factory=dict)  # every other column, for reward functions
-    response: str | None = None  # what data of format `sft` holds beside it
-    source: str  # the file that it stands in
+    response: str | None = None  # the response in data of format `sft`
+    source: str  # the file it comes from
     line: int  # physical line (Parquet: row) from 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPrompt:
-    """A prompt as the model sees it: the chat template applied and tokenised once."""
+    """A prompt as the model sees it: the chat template applied and tokenized once."""
 
     id: str  # unique in the run: which occurrence of which prompt
     prompt: Prompt
@@ -49,7 +49,7 @@ class TokenPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What a generator wrote for one prompt; its token ids are carried, never tokenised again."""
+    """What a generator wrote for one prompt; its token ids are carried, never tokenized again."""
 
     tokens: Int32Array  # [C], with the end-of-sequence token where the model chose it
     logprobs: Float32Array  # [C], of the sampled distribution (temperature included)
@@ -62,8 +62,8 @@ class Completion:
 class Rollout:
     """A group: all completions of one prompt with their scores.
 
-    `rewards[name][i]` is completion i's raw score by that source, None where it could not be scored;
-    `reward[i]` is the weighted sum that is trained on, None where any source with a weight failed.
+    `rewards[name][i]` is completion i's raw score by that source, None if it could not be scored;
+    `reward[i]` is the weighted sum that is trained on, None if any source with a weight failed.
     """
 
     prompt: TokenPrompt
@@ -96,7 +96,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class TopLogprobs:
-    """A teacher's K likeliest tokens at each of the n places where the policy chose one, in their order."""
+    """A teacher's K likeliest tokens at each of the n positions that the policy chose, in order."""
 
     ids: Int32Array  # [n, K]
     logprobs: Float32Array  # [n, K], at temperature 1
@@ -104,7 +104,7 @@ class TopLogprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnnotatedSample:
-    """A sample with what the models say of it. None: this run does not need that quantity."""
+    """A sample with the models' outputs for it. None: this run does not need that quantity."""
 
     sample: Sample
     old_logprobs: Float32Array | None = None  # [T] the trainer's own before the update; None: exactly on-policy

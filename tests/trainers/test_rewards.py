@@ -54,7 +54,7 @@ def test_state_survives_json_to_the_last_bit() -> None:
 
 @pytest.mark.parametrize("state", [{}, {"count": 1, "mean": 0.0}, {"count": 2, "mean": 0.0, "m2": -1.0}])
 def test_strange_state_is_refused(state: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="no statistics"):
+    with pytest.raises(ValueError, match="not the statistics"):
         RunningNormalizer.from_state(state)
 
 
@@ -94,5 +94,5 @@ def test_overlong_penalty_by_hand(length: int, expected: float) -> None:
     [(1, 8, 0, 1.0), (1, 8, 9, 1.0), (1, 8, 2, -1.0), (1, 8, 2, float("nan")), (-1, 8, 2, 1.0)],
 )
 def test_overlong_penalty_refuses(length: int, max_tokens: int, buffer_tokens: int, penalty: float) -> None:
-    with pytest.raises(ValueError, match=r"must (lie in|be 0)"):
+    with pytest.raises(ValueError, match=r"must be (in|0)"):
         overlong_penalty(length, max_tokens=max_tokens, buffer_tokens=buffer_tokens, penalty=penalty)

@@ -73,5 +73,5 @@ def policy_writes(seed: int, step: int, lmbda: float) -> bool:
     (True, False)
     """
     if not 0 <= lmbda <= 1:
-        raise ValueError(f"lmbda is {lmbda}; must lie in [0, 1]")
+        raise ValueError(f"lmbda is {lmbda}; must be in [0, 1]")
     return derive_seed(seed, "gkd", step) < lmbda * _SEEDS

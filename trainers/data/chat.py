@@ -25,10 +25,10 @@ _TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, Index
 
 
 class ChatEncoder:
-    """GpuSharing prompts into tokens as the model expects them; one tokenizer, one template.
+    """Encodes prompts into tokens as the model expects them; one tokenizer, one template.
 
-    `chat_template` takes the place of the tokenizer's own. Where there is none at all, a prompt of one user turn is
-    its text with the tokenizer's special tokens.
+    `chat_template` replaces the tokenizer's own. If there is none at all, a prompt of one user turn is its text with
+    the tokenizer's special tokens.
     """
 
     def __init__(self, tokenizer: Any, *, chat_template: str | None = None) -> None:
@@ -37,7 +37,7 @@ class ChatEncoder:
 
     @classmethod
     def load(cls, model: str, *, chat_template: str | None = None) -> Self:
-        """The encoder of a model's or adapter's folder or a hub id. Raises UserError where there is no tokenizer."""
+        """The encoder of a model's or adapter's folder or a hub id. Raises UserError if there is no tokenizer."""
         from transformers import AutoTokenizer  # seconds to import, and only needed here
 
         try:
@@ -49,7 +49,7 @@ class ChatEncoder:
         return cls(tokenizer, chat_template=chat_template)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """The token ids of one prompt, up to where the model's answer begins. Raises UserError with file and line."""
+        """The token ids of one prompt, up to where the completion begins. Raises UserError with file and line."""
         encoded = self._encode([prompt])[0]
         if isinstance(encoded, Finding):
             where = f"{prompt.source}:{prompt.line}"
@@ -61,7 +61,7 @@ class ChatEncoder:
         return [e if isinstance(e, Finding) else len(e) for e in self._encode(prompts)]
 
     def encode_response(self, text: str) -> list[int]:
-        """Token ids of an answer, with the end-of-sequence token."""
+        """Token ids of a response, with the end-of-sequence token."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids, self._tokenizer.eos_token_id]
 
@@ -87,7 +87,7 @@ class ChatEncoder:
         except _TEMPLATE_ERRORS as e:
             reason = printable(str(e).strip() or type(e).__name__)
             return Finding(
-                "messages", f"turns that the chat template refuses: {reason[:200]}", "turns as it wants them"
+                "messages", f"turns that the chat template refuses: {reason[:200]}", "turns that the template accepts"
             )
         return str(text)
 
@@ -148,7 +148,7 @@ def limit_lengths(
     """The prompts that fit, and the lengths of all. Never cuts a prompt.
 
     Raises UserError for prompts that the chat template refuses and, with `overlong="error"`, for those that are too
-    long (the first hundred by line, the rest counted); also where nothing is left.
+    long (the first hundred by line, the rest counted); also if none is left.
     """
     lengths, findings = Lengths(max_tokens), Findings()
     problems: list[Problem] = []

@@ -1,4 +1,4 @@
-"""One file's report, with the lengths of its prompts where a model is given: what `rlhf data check` and uploads show.
+"""One file's report, with prompt lengths if a model is given: what `rlhf data check` and uploads show.
 
 It knows the reader and the tokenizer; it prints nothing.
 """
@@ -19,7 +19,7 @@ from trainers.data.tally import Tally
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A report, and the prompt lengths where a model was given."""
+    """A report, and the prompt lengths if a model was given."""
 
     report: FileReport
     lengths: Lengths | None = None
@@ -51,7 +51,7 @@ class CheckOptions:
 
 
 def check(address: str, options: CheckOptions) -> Checked:
-    """Read one file to its end and say what it is, whether it is ready, and what is wrong where. Raises nothing."""
+    """Read one file to its end: its format, whether it is ready, and every problem by line. Raises nothing."""
     scanning = ScanOptions(
         strip_responses=options.strip_responses,
         keep=options.encoder is not None,

@@ -48,7 +48,7 @@ _ADVICE = {
     "(GKD may use the responses as its off-policy part)",
     "preference": "prompts; this is offline data (DPO, reward models), which online RLHF does not need",
     "kto": "prompts; this is offline data (KTO), which online RLHF does not need",
-    "pretrain": "prompts; plain text for pre-training holds none",
+    "pretrain": "prompts; plain text for pre-training has none",
 }
 _REWRITES: Mapping[str, str] = {
     "conversations": "`messages`; rename the field, and in each turn `from` to `role` and `value` to `content` "
@@ -65,7 +65,7 @@ _EXPECTED = "`prompt` (a string) or `messages` (a list of turns)"
 
 
 def inspect(record: Any) -> tuple[Shape | None, list[Finding]]:
-    """The shape of one record, None where it is no valid one, and the findings about it (warnings leave it valid).
+    """The shape of one record, None if it is not a valid one, and the findings about it (warnings leave it valid).
 
     >>> inspect({"prompt": "Hi", "answer": "1"})[0].format
     'rlhf-online'
@@ -96,7 +96,7 @@ def inspect(record: Any) -> tuple[Shape | None, list[Finding]]:
 
 
 def check_prompt(prompt: Any) -> list[Finding]:
-    """What is wrong with a `prompt` value; the list is empty where nothing is."""
+    """What is wrong with a `prompt` value; an empty list if it is valid."""
     if isinstance(prompt, str):
         if prompt.strip():
             return []
@@ -164,7 +164,7 @@ class Detector:
     lines: dict[Shape, list[int]] = field(default_factory=dict)  # the first of each shape, to name those that disagree
 
     def add(self, shapes: Sequence[Shape | None], lines: Sequence[int]) -> None:
-        """Count a block's shapes; None stands for a line that is no valid record."""
+        """Count a block's shapes; None marks a line without a valid record."""
         counted = Counter(shapes)
         for shape in counted:
             if shape is None:
@@ -180,7 +180,7 @@ class Detector:
         return self.counts.total()
 
     def usable(self, shape: Shape) -> bool:
-        """True where a run can train on the prompt of such a record."""
+        """True if a run can train on the prompt of such a record."""
         return shape.format == READY or (self.strip_responses and shape.format == "sft")
 
     def unusable(self, shape: Shape) -> Finding:
@@ -195,7 +195,7 @@ class Detector:
         return formats
 
     def verdict(self) -> str:
-        """The one format of the file; `unknown` where there is no valid record, or records disagree."""
+        """The one format of the file; `unknown` if there is no valid record, or records disagree."""
         formats = self.formats()
         if self.strip_responses and set(formats) == {READY, "sft"}:
             return "sft"  # every prompt is used, so nothing disagrees
@@ -206,7 +206,7 @@ class Detector:
         return [Evidence(s.described, s.format, n, self.lines[s][0]) for s, n in self.counts.most_common()]
 
     def verdict_problem(self) -> Finding | None:
-        """Why a recognised format is not ready, and what to do; None where it is, or where lines disagree."""
+        """Why a recognized format is not ready, and what to do; None if it is ready, or if lines disagree."""
         verdict = self.verdict()
         if verdict in ("unknown", READY) or (verdict == "sft" and self.strip_responses):
             return None

@@ -1,4 +1,4 @@
-"""What the reader has to say about a file: findings by line, and the report that users and programs get.
+"""What the reader reports about a file: findings by line, and the report that users and programs get.
 
 It knows no file format; the JSON shape of a report is a public contract (`rlhf data check --json`).
 """
@@ -17,7 +17,7 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing about one record: the field, what stands there, and what was expected, with what to do."""
+    """One thing about one record: the field, what was found, and what was expected, with what to do."""
 
     field: str | None
     found: str
@@ -27,7 +27,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class LineProblem:
-    """A finding at a physical line (Parquet: row) from 1; `line` is None for what concerns the whole file."""
+    """A finding at a physical line (Parquet: row) from 1; `line` is None for a finding about the file itself."""
 
     line: int | None
     finding: Finding
@@ -75,7 +75,7 @@ class Findings:
                 self._displace(LineProblem(line, finding))
 
     def _displace(self, problem: LineProblem) -> None:
-        """Warnings make room for errors: a file that is refused must say why."""
+        """Warnings make room for errors: the report of a refused file must show why."""
         last = max(i for i, p in enumerate(self.kept) if p.finding.severity == "warning")
         del self.kept[last]
         self.kept.append(problem)
@@ -83,7 +83,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """How many records have one shape, and where the first stands."""
+    """How many records have one shape, and the line of the first."""
 
     shape: str
     format: str

@@ -1,6 +1,6 @@
-"""Random access to the records of a file: a table of offsets that lies on disk, not in memory.
+"""Random access to the records of a file: a table of offsets, kept on disk.
 
-It knows offsets, not what stands there.
+It knows offsets, not the content.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class IndexWriter:
 
 
 def read_at(descriptor: int, offset: int, length: int) -> bytes:
-    """Exactly `length` bytes at `offset`; fewer only where the file ends before (it was cut since it was indexed)."""
+    """Exactly `length` bytes at `offset`; fewer only if the file was truncated after it was indexed."""
     parts: list[bytes] = []
     while length > 0:
         part = os.pread(descriptor, length, offset)

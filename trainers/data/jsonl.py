@@ -1,4 +1,4 @@
-"""Reads lines of JSON: one pass, a block at a time, fast where all is well and exact where something is wrong.
+"""Reads lines of JSON: one pass, a block at a time, fast on valid blocks and exact on lines with problems.
 
 It knows JSON lines, the tally and the index; it knows neither where the bytes come from nor what a run does.
 """
@@ -30,16 +30,16 @@ from trainers.data.tally import Tally, prompt_key
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 BOM = b"\xef\xbb\xbf"
-_MISSING = object()  # stands where a line holds no value
+_MISSING = object()  # marks a line without a value
 _BLANK = np.isin(np.arange(256), list(b" \t\r"))
-_ENDS_KEY = np.isin(np.arange(256), list(b'" \t\r'))  # may stand before a blank that stands before a key's colon
+_ENDS_KEY = np.isin(np.arange(256), list(b'" \t\r'))  # may precede a blank that precedes a key's colon
 
 
 class Rejecter(Protocol):
     """Takes the lines that are left out, with their reasons."""
 
     def __call__(self, line: int, findings: list[Finding], text: bytes | None) -> None:
-        """Write one line away; `text` is None where the line was too long to hold."""
+        """Write one line away; `text` is None if the line was too long to hold."""
 
 
 class JsonlScan:
@@ -51,7 +51,7 @@ class JsonlScan:
         self._reject = reject
 
     def run(self, read: Callable[[int], bytes], *, copy: BinaryIO | None = None) -> None:
-        """Read to the end; `copy` gets all bytes as they come. Raises UnreadableError for what is no such file."""
+        """Read to the end; `copy` gets all bytes as they come. Raises UnreadableError for other content."""
         for block in blocks(_copying(read, copy) if copy else read):
             if block.data is None:
                 found = f"a line of {block.size:,} bytes"
@@ -102,9 +102,9 @@ class JsonlScan:
                 except DecodeError as e:
                     exact, findings = parse_exactly(line, offset=offset + int(view.starts[i]))
                     if findings or exact is None:
-                        faults[i] = findings or [Finding(None, f"no valid JSON: {e}", "one JSON object on the line")]
+                        faults[i] = findings or [Finding(None, f"invalid JSON: {e}", "one JSON object on the line")]
                     else:
-                        value = exact  # a whole number that only the exact parser holds
+                        value = exact  # an integer that only the exact parser can represent
             records.append(value)
         return records
 
@@ -126,7 +126,7 @@ class JsonlScan:
 
 
 class _View:
-    """A block's lines, and where they lie in it (found only where that is asked for)."""
+    """A block's lines, and their positions in it (computed on demand)."""
 
     def __init__(self, data: bytes) -> None:
         self.lines = data.split(b"\n")
@@ -149,7 +149,7 @@ class _View:
 
 
 def _judge(view: _View, records: list[Any], faults: dict[int, list[Finding]]) -> list[Shape | None]:
-    """The shape of each record, None where it is no valid one; what is found goes into `faults`."""
+    """The shape of each record, None if it is not a valid one; findings are added to `faults`."""
     shapes: list[Shape | None] = []
     keys: list[int] = []
     for i, record in enumerate(records):
@@ -171,9 +171,9 @@ def _judge(view: _View, records: list[Any], faults: dict[int, list[Finding]]) ->
 
 
 def _find_duplicate_keys(view: _View, keys: list[int], faults: dict[int, list[Finding]]) -> None:
-    """Hold `keys`, the number that each line was parsed to (-1: no object), against what is written.
+    """Compare `keys`, the number parsed from each line (-1: not an object), with the keys as written.
 
-    A line is looked at closely only where more colons may stand after a key than it was parsed to keys.
+    A line is examined closely only if more colons may follow a key than the parser found keys.
     """
     colons = np.flatnonzero(view.bytes == ord(":"))
     before = view.bytes[colons - 1]
@@ -197,7 +197,7 @@ def _copying(read: Callable[[int], bytes], copy: BinaryIO) -> Callable[[int], by
 
 
 def _first(block: Block) -> Block:
-    """Pass over a byte order mark; refuse what is no JSON lines at all, once instead of once a line."""
+    """Skip a byte order mark; refuse content that is not JSON lines once, instead of once for every line."""
     data = block.data or b""
     start = len(BOM) if data.startswith(BOM) else 0
     data = data[start:]
@@ -206,17 +206,17 @@ def _first(block: Block) -> Block:
         raise UnreadableError(Finding(None, f"content that looks like {seen}", "lines of JSON in UTF-8"))
     first, _, rest = data.strip().partition(b"\n")
     second = rest.lstrip().split(b"\n", 1)[0]
-    if first.startswith(b"[") and (first.rstrip() == b"[" or _goes_on(first, second)):
+    if first.startswith(b"[") and (first.rstrip() == b"[" or _spans_lines(first, second)):
         found = "a JSON array instead of lines"
         raise UnreadableError(Finding(None, found, "one object on each line (jq -c '.[]' FILE > FILE.jsonl)"))
-    if first.rstrip() == b"{" and _goes_on(first, second):
+    if first.rstrip() == b"{" and _spans_lines(first, second):
         found = f"JSON objects spread over several lines (first at line {first_line:,})"
         raise UnreadableError(Finding(None, found, "one object on each line (jq -c . FILE > FILE.jsonl)"))
     return Block(block.offset + start, block.line, data, block.size - start)
 
 
-def _goes_on(first: bytes, second: bytes) -> bool:
-    """True where the first line's value is the whole file: it is the only line, or neither line is whole by itself."""
+def _spans_lines(first: bytes, second: bytes) -> bool:
+    """True if one value spans the file: the first line is the only one, or neither line is complete by itself."""
     if not second:
         return first[1:].lstrip().startswith(b"{")
     return not _is_json(second) and not _is_json(first)

@@ -1,17 +1,17 @@
-"""Cuts a stream of bytes into blocks of whole lines in bounded memory. It knows nothing of what the lines hold."""
+"""Cuts a stream of bytes into blocks of complete lines in bounded memory. It does not interpret the lines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-BLOCK_BYTES = 2**17  # fits the processor's cache together with what is made of it
+BLOCK_BYTES = 2**17  # fits the processor's cache together with the parsed records
 MAX_LINE_BYTES = 2**27  # 128 MiB
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Whole lines, without the last one's end. `data` is None for a single line over `MAX_LINE_BYTES`."""
+    """Complete lines, without the last one's end. `data` is None for a single line over `MAX_LINE_BYTES`."""
 
     offset: int  # of the first byte in the stream, from 0
     line: int  # physical number of the first line, from 1
@@ -20,7 +20,7 @@ class Block:
 
 
 def blocks(read: Callable[[int], bytes]) -> Iterator[Block]:
-    """All lines of a stream, in blocks; a line over the limit is passed over without being held.
+    """All lines of a stream, in blocks; a line over the limit is skipped without being held.
 
     >>> import io
     >>> [(b.offset, b.line, b.data) for b in blocks(io.BytesIO(b"a\\nb\\n\\nc").read)]

@@ -31,7 +31,7 @@ def without_answer(messages: Sequence[Any]) -> Sequence[Any]:
 
 
 def ends_with_answer(messages: Any) -> bool:
-    """True where the last turn is the assistant's."""
+    """True if the last turn is the assistant's."""
     return bool(
         isinstance(messages, list)
         and messages
@@ -119,7 +119,7 @@ def _check_last(prompt: Sequence[dict[str, Any]], length: int) -> Iterator[Findi
         return
     path, last = f"messages[{len(prompt) - 1}]", prompt[-1]
     if last["role"] == "system":
-        where = "before the answer" if len(prompt) < length else "as last turn"
+        where = "before the response" if len(prompt) < length else "as the last turn"
         yield Finding(f"{path}.role", f"a system turn {where}", "a user or tool turn for the model to answer")
     elif not last["content"].strip():
         yield Finding(f"{path}.content", _blank(last["content"]), "a text that the model can answer")
@@ -130,7 +130,7 @@ def _blank(text: str) -> str:
 
 
 def _check_earlier(messages: Sequence[dict[str, Any]]) -> Iterator[Finding]:
-    """Turn order and empty turns are the chat template's business: warnings, at most one a message."""
+    """Turn order and empty turns are for the chat template to judge: warnings, at most one for each message."""
     before = None
     last = len(without_answer(messages)) - 1
     for i, message in enumerate(messages):

@@ -44,7 +44,7 @@ class ParquetScan:
         self._copied = 0
 
     def run(self, stored: BinaryIO, *, on_share: Callable[[float], None] | None = None) -> None:
-        """Read all rows; `on_share` hears of each further share of them. Raises UnreadableError for a damaged file."""
+        """Read all rows; `on_share` gets each further share of them. Raises UnreadableError for a damaged file."""
         try:
             file = pq.ParquetFile(stored, buffer_size=2**20)
             _check_names(file.schema_arrow)
@@ -108,7 +108,7 @@ def _check_names(schema: Any) -> None:
 
 
 def _rows(batch: Any) -> Iterator[dict[str, Any] | Finding]:
-    """Rows as Python values; a row that has none (text that is no UTF-8, a date out of range) as a finding."""
+    """Rows as Python values; a row that cannot be converted (not UTF-8, a date out of range) as a finding."""
     try:
         rows = batch.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException):
@@ -138,7 +138,7 @@ def _one_row(batch: Any) -> Iterator[dict[str, Any] | Finding]:
 
 
 def _as_written(row: dict[str, Any]) -> dict[str, Any]:
-    """Structs of one column share their keys: a null key of a message is one that this message does not have."""
+    """Structs of one column share their keys: a null key of a message is a key that this message lacks."""
     messages = row.get("messages")
     if isinstance(messages, list):
         row["messages"] = [_without_nulls(m, keep="content") for m in messages]
@@ -163,7 +163,7 @@ class _NotFinite:
 
     @property
     def missing(self) -> bool:
-        """True for a missing value: pandas and datasets write NaN where a column has none."""
+        """True for a missing value: pandas and datasets write it as NaN."""
         return math.isnan(self.value) and self.column not in ("prompt", "messages")
 
     def finding(self) -> Finding:

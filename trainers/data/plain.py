@@ -1,7 +1,7 @@
-"""The fast path: a block of records that are all written the usual way is judged as a whole, in C speed.
+"""The fast path: a block of records that are all written the usual way is judged at once, at C speed.
 
-What it says of a block is what `detect.inspect` and `strict.count_nested_keys` say of each record; where it is not
-sure of every one it says nothing. It knows the detector's shapes and the rules for messages.
+Its result is what `detect.inspect` and `strict.count_nested_keys` give for each record; if it is not sure of every
+record, it gives none. It knows the detector's shapes and the rules for messages.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PlainBlock:
 
 
 def plain_block(records: Sequence[Any]) -> PlainBlock | None:
-    """The judgement on a block where it is the same for all records and holds no finding, else None."""
+    """The judgment on a block if it is the same for all records and has no finding, else None."""
     if set(map(type, records)) != {dict}:
         return None
     names = set(map(tuple, records))
@@ -87,5 +87,5 @@ def _split(values: Sequence[Any], lengths: list[int]) -> list[tuple[Any, ...]]:
 
 
 def _all_texts(values: Sequence[Any]) -> bool:
-    """True where every value is a string that is more than white space."""
+    """True if every value is a string that is more than white space."""
     return set(map(type, values)) == {str} and all(values) and not any(map(str.isspace, values))

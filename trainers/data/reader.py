@@ -72,7 +72,7 @@ class PromptFile:
         return to_prompt(self.record(i), source=self.source, line=int(self.rows[i]["line"]))
 
     def record(self, i: int) -> dict[str, Any]:
-        """The whole record as it stands in the file, with integers of any size."""
+        """The complete record as written in the file, with integers of any size."""
         row = self.rows[i]
         data = read_at(self._file.fileno(), int(row["offset"]), int(row["length"]))
         try:
@@ -85,7 +85,7 @@ class PromptFile:
         return record
 
     def reads(self, stored: BinaryIO) -> bool:
-        """True where this very file is read from, not a copy."""
+        """True if this file itself is read, not a copy."""
         return self._file is stored
 
     def only(self, kept: npt.NDArray[np.int64]) -> PromptFile:
@@ -99,7 +99,7 @@ class PromptFile:
 class PromptSet(Sequence[Prompt]):
     """All prompts of several files, by number; memory does not grow with their length.
 
-    `entries` says which files belong to which entry of `data.prompts` (a glob is one entry).
+    `entries` maps the files to the entries of `data.prompts` (a glob is one entry).
     """
 
     def __init__(self, files: Sequence[PromptFile], *, entries: Sequence[int], reports: Sequence[FileReport]) -> None:
@@ -188,7 +188,7 @@ def open_prompts(
 
 
 def scan(address: str, options: ScanOptions) -> tuple[PromptFile | None, Tally]:
-    """Read one file to its end: its prompts (None where it cannot be read or is not kept) and what was found."""
+    """Read one file to its end: its prompts (None if it cannot be read or is not kept) and the findings."""
     tally = Tally(address, Detector(options.strip_responses))
     stored: BinaryIO | None = None
     file: PromptFile | None = None
@@ -245,7 +245,7 @@ def _scan_lines(
 def _scan_parquet(
     src: Source, stored: BinaryIO, buffered: io.BufferedReader[Any], tally: Tally, options: ScanOptions
 ) -> PromptFile | None:
-    """Parquet is read at random: what is no local file is copied to disk first."""
+    """Parquet needs random access: a remote file is copied to disk first."""
     from trainers.data.parquet import ParquetScan  # Arrow is slow to import, and most files are lines
 
     reject = options.reject(tally.file) if options.reject else None
@@ -296,7 +296,7 @@ def _first_hundred(problems: list[Problem], total: int) -> list[Problem]:
 
 
 class RejectedFile:
-    """The lines that a run leaves out, with their reasons: one object a line, beginning anew with each run."""
+    """The lines that a run leaves out, with their reasons: one object for each line; every run overwrites it."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

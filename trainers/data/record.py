@@ -33,7 +33,7 @@ def to_prompt(record: Mapping[str, Any], *, source: str, line: int) -> Prompt:
 
 
 def response_of(record: Mapping[str, Any]) -> str | None:
-    """The response that `sft` data holds beside a prompt, where it is a text; GKD may train on it."""
+    """The response in `sft` data, if it is a text; GKD may train on it."""
     values = [record.get(name) for name in RESPONSE_FIELDS]
     if record.get("messages") is not None and len(without_answer(record["messages"])) < len(record["messages"]):
         values.append(record["messages"][-1].get("content"))

@@ -48,7 +48,7 @@ class Permutation:
 
 
 def _mix(x: int) -> int:
-    """SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014): 64 bits to 64 bits."""
+    """SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014): 64 bits to 64 bits."""
     x = (x + 0x9E3779B97F4A7C15) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK

@@ -1,4 +1,4 @@
-"""Where prompts come from: paths, globs, fsspec addresses, standard input; what a file's first bytes say it is.
+"""Where prompts come from: paths, globs, fsspec addresses, standard input; and what a file's first bytes look like.
 
 It knows bytes only. What cannot be read is raised as `UnreadableError`, with what to do about it.
 """
@@ -23,7 +23,7 @@ from trainers.data.findings import Finding, printable
 Kind = Literal["jsonl", "jsonl.gz", "parquet"]
 STDIN = "-"
 BOMB_BYTES = 2**28  # from here on an archive must not expand more than BOMB_RATIO-fold
-BOMB_RATIO = 500  # deflate reaches 1,032 at most, and only where there is nothing but repetition
+BOMB_RATIO = 500  # deflate reaches 1,032 at most, and only for pure repetition
 _SUFFIXES: tuple[tuple[str, Kind], ...] = ((".jsonl", "jsonl"), (".jsonl.gz", "jsonl.gz"), (".parquet", "parquet"))
 _MAGICS: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "gzip"),
@@ -44,7 +44,7 @@ _MAGICS: tuple[tuple[bytes, str], ...] = (
 
 
 class UnreadableError(Exception):
-    """A file, or the rest of it, cannot be read; carries what the user is told."""
+    """A file, or the rest of it, cannot be read; carries the finding for the user."""
 
     def __init__(self, finding: Finding) -> None:
         self.finding = finding
@@ -53,18 +53,18 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file to read: `address` as the user may give it again, and how its suffix says to read it."""
+    """One file to read: `address` as the user may give it again, and the kind that its suffix stands for."""
 
     address: str
     kind: Kind
 
     @property
     def local(self) -> bool:
-        """True where the file itself can be read at random, without a copy."""
+        """True if the file itself allows random access, without a copy."""
         return self.address != STDIN and "://" not in self.address
 
     def size(self) -> int | None:
-        """Bytes as stored, None where that is not known."""
+        """Bytes as stored, None if unknown."""
         if self.address == STDIN:
             return None
         with reading(self.address):
@@ -85,7 +85,7 @@ class Source:
 
 
 def expand(address: str) -> list[str]:
-    """The files that a path, glob or address names, sorted; raises UnreadableError where there is none."""
+    """The files that a path, glob or address names, sorted; raises UnreadableError if there is none."""
     if address == STDIN:
         return [address]
     with reading(address):
@@ -123,11 +123,13 @@ def source(address: str, head: bytes | None = None) -> Source:
         if name.endswith(suffix):
             return Source(address, kind)
     ending = "".join(Path(name).suffixes[-2:])[:20] or "no suffix"
-    raise UnreadableError(Finding(None, f"the suffix {ending}", ".jsonl, .jsonl.gz or .parquet, which say how to read"))
+    raise UnreadableError(
+        Finding(None, f"the suffix {ending}", ".jsonl, .jsonl.gz or .parquet, which determine how it is read")
+    )
 
 
 def check_head(head: bytes, kind: Kind) -> None:
-    """Refuse stored bytes that are not what the suffix says; `head` is their beginning (a few hundred bytes)."""
+    """Refuse stored bytes that do not match the suffix; `head` is their beginning (a few hundred bytes)."""
     wanted = {"jsonl.gz": "gzip", "parquet": "Parquet", "jsonl": None}[kind]
     seen = looks_like(head)
     if seen == wanted or not head:
@@ -135,9 +137,9 @@ def check_head(head: bytes, kind: Kind) -> None:
     if seen is None:
         seen = "JSON" if head.lstrip()[:1] in (b"{", b"[") else "something else"
     expected = {
-        "jsonl": "lines of JSON in UTF-8, as the suffix .jsonl says",
-        "jsonl.gz": "gzip, as the suffix .gz says",
-        "parquet": "Parquet, as the suffix says",
+        "jsonl": "lines of JSON in UTF-8, as the suffix .jsonl promises",
+        "jsonl.gz": "gzip, as the suffix .gz promises",
+        "parquet": "Parquet, as the suffix promises",
     }[kind]
     right = {"gzip": "; name it .jsonl.gz", "Parquet": "; name it .parquet", "JSON": "; name it .jsonl"}.get(seen, "")
     raise UnreadableError(Finding(None, f"content that looks like {seen}", expected + right))
@@ -161,7 +163,7 @@ def looks_like(head: bytes) -> str | None:
 
 
 class Counted(io.RawIOBase):
-    """Stored bytes on their way in: tells how many came, and turns what storage raises into UnreadableError."""
+    """Stored bytes on their way in: counts them, and turns storage errors into UnreadableError."""
 
     def __init__(self, stored: BinaryIO, address: str, on_bytes: Callable[[int], None] | None) -> None:
         self._stored = stored
@@ -183,7 +185,7 @@ class Counted(io.RawIOBase):
 
 
 class Decompressed:
-    """The content of a gzip stream; refuses a damaged one, and one that expands without end."""
+    """The content of a gzip stream; refuses a damaged stream, and one that expands without end."""
 
     def __init__(self, buffered: io.BufferedReader[Any], counted: Counted) -> None:
         self._gzip = gzip.GzipFile(fileobj=buffered, mode="rb")
@@ -211,7 +213,7 @@ class Decompressed:
 
 @contextmanager
 def reading(address: str) -> Iterator[None]:
-    """The named boundary for whatever storage raises: it becomes an UnreadableError with its cause."""
+    """The boundary for storage errors: each becomes an UnreadableError with its cause."""
     try:
         yield
     except UnreadableError:
@@ -224,7 +226,7 @@ def reading(address: str) -> Iterator[None]:
     except (OSError, ValueError) as e:
         reason = printable(getattr(e, "strerror", None) or str(e))
         raise UnreadableError(Finding(None, f"a file that cannot be read ({reason})", "a readable file")) from e
-    except Exception as e:  # every storage package has errors of its own, which are no OSError
+    except Exception as e:  # storage packages raise their own errors, which are not OSErrors
         if "://" not in address:
             raise
         found = f"a file that cannot be read ({type(e).__name__}: {printable(str(e)[:200])})"

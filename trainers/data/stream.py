@@ -1,6 +1,6 @@
 """The endless order in which a run sees its prompts, with an exact position to save and to restore.
 
-It knows a prompt set and the shuffle. An order depends on the seed, the data and the weights, and on nothing else.
+It knows a prompt set and the shuffle. An order depends only on the seed, the data and the weights.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class PromptStream:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go to a saved position. Raises UserError where data, seed, shuffling or weights are not as they were."""
+        """Go to a saved position. Raises UserError if data, seed, shuffling or weights have changed."""
         mine = self.state()
         if state.get("fingerprint") != mine["fingerprint"]:
             message = (
@@ -82,8 +82,8 @@ class PromptStream:
 
     def _next_pool(self) -> int:
         """The pool that is furthest behind its share; the first of equals."""
-        total, whole = sum(self._taken) + 1, math.fsum(self._weights)
-        behind = [w / whole * total - n for w, n in zip(self._weights, self._taken, strict=True)]
+        total, all_weights = sum(self._taken) + 1, math.fsum(self._weights)
+        behind = [w / all_weights * total - n for w, n in zip(self._weights, self._taken, strict=True)]
         return behind.index(max(behind))
 
     def _permutation(self, pool: int, epoch: int) -> Permutation:
@@ -100,5 +100,5 @@ def _check(sizes: Sequence[int], weights: Sequence[float] | None) -> None:
         raise UserError([Problem("data.weights", message)])
     empty = [i for i, n in enumerate(sizes) if n == 0]
     if empty:
-        message = f"entry {empty[0]} of data.prompts has no usable prompt; remove it, or mend its lines"
+        message = f"entry {empty[0]} of data.prompts has no usable prompt; remove it, or fix its lines"
         raise UserError([Problem("data.prompts", message)])

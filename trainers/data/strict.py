@@ -1,7 +1,7 @@
 r"""JSON as strict as a prompt file needs it: no duplicate keys, NaN, Infinity, lone surrogates or bottomless nesting.
 
 The fast path is orjson with exact checks that cost little; the slow path parses a line again with the standard
-library and says where in the record each fault stands. It knows JSON only, nothing of prompts.
+library and locates each fault in the record. It knows JSON only, nothing about prompts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DecodeError = orjson.JSONDecodeError
 
 
 class TooDeepError(ValueError):
-    """A record is nested deeper than `MAX_DEPTH` levels; carries what the user is told."""
+    """A record is nested deeper than `MAX_DEPTH` levels; carries the finding for the user."""
 
     finding = Finding(None, f"nesting deeper than {MAX_DEPTH} levels", "a flatter record")
 
@@ -56,7 +56,7 @@ def count_nested_keys(values: Iterable[Any]) -> int:
 
 
 def count_written_keys(line: bytes) -> int:
-    r"""Keys as they are written in a valid JSON text; more than were parsed means that one stands there twice.
+    r"""Keys as they are written in a valid JSON text; more than were parsed means that a key is repeated.
 
     >>> count_written_keys(b'{"a": "x: y", "a": {"b\\"": 1}}')
     3
@@ -114,7 +114,7 @@ def _faults(tree: Any) -> Iterator[Finding]:
         below: list[tuple[str, Any]] = []
         for path, value in level:
             if isinstance(value, _Constant):
-                yield Finding(path or None, f"{value}, which is no finite number", "a finite number, or null")
+                yield Finding(path or None, f"{value}, which is not a finite number", "a finite number, or null")
             elif isinstance(value, str) and _SURROGATE.search(value):
                 yield _surrogate(path, value)
             elif isinstance(value, _Pairs):
@@ -141,14 +141,16 @@ def _object(path: str, pairs: _Pairs, below: list[tuple[str, Any]]) -> Iterator[
 def _surrogate(path: str, text: str) -> Finding:
     match = _SURROGATE.search(text)
     code = ord(match.group()) if match else 0
-    return Finding(path or None, f"a lone surrogate \\u{code:04x}", "a whole character (half of an emoji was cut off?)")
+    return Finding(
+        path or None, f"a lone surrogate \\u{code:04x}", "a complete character (half of an emoji was cut off?)"
+    )
 
 
 def _syntax(text: str, error: json.JSONDecodeError) -> Finding:
-    """Say what is wrong with a text that is no JSON, with the usual causes by name."""
+    """What is wrong with a text that is not JSON, naming the usual causes."""
     column = error.pos + 1
     near = printable(text[error.pos : error.pos + 20])
-    found = f"no valid JSON at column {column:,}: {error.msg}" + (f", near `{near}`" if near else ", at the end")
+    found = f"invalid JSON at column {column:,}: {error.msg}" + (f", near `{near}`" if near else ", at the end")
     stripped = text.strip()
     if "\0" in text:
         return Finding(None, f"NUL bytes, the first at column {text.index(chr(0)) + 1:,}", "text (a damaged file?)")
@@ -166,5 +168,5 @@ def _syntax(text: str, error: json.JSONDecodeError) -> Finding:
 
 
 def not_an_object(value: Any) -> Finding:
-    """The finding for a line that holds something else than an object."""
+    """The finding for a line that is not an object."""
     return Finding(None, shown(value), 'an object such as {"prompt": "…"}')

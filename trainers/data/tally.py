@@ -13,7 +13,7 @@ from trainers.data.detect import Detector, Shape
 from trainers.data.findings import SHOWN, FileReport, Finding, Findings, LineProblem, plural
 from trainers.data.messages import without_answer
 
-_PLAIN_TURN = 2  # keys of a message that is no more than role and content
+_PLAIN_TURN = 2  # keys of a message that has only role and content
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class Tally:
     file: str
     detector: Detector
     findings: Findings = field(default_factory=Findings)
-    fatal: list[Finding] = field(default_factory=list)  # about the whole file: nothing of it can be used
+    fatal: list[Finding] = field(default_factory=list)  # about the file itself: it cannot be used at all
     _hashes: array[int] = field(default_factory=lambda: array("q"))
 
     def count(self, shapes: Sequence[Shape | None], lines: Sequence[int], prompts: Iterable[Any]) -> None:
@@ -32,7 +32,7 @@ class Tally:
         self._hashes.extend(list(map(hash, prompts)))
 
     def duplicates(self) -> int:
-        """Prompts that stood in the file before; equal 64-bit hashes count as equal prompts."""
+        """Prompts that occurred in the file before; equal 64-bit hashes count as equal prompts."""
         if not self._hashes:
             return 0
         hashes = np.frombuffer(self._hashes, dtype=np.int64)
@@ -41,28 +41,28 @@ class Tally:
 
     def refusals(self, *, skip_invalid: bool) -> list[LineProblem]:
         """The problems that forbid a run to use this file, at most a hundred (and one for the format)."""
-        whole = [LineProblem(None, f) for f in self._whole_file()]
+        overall = [LineProblem(None, f) for f in self._file_findings()]
         disagreeing, _ = self.detector.disagreements()
         if skip_invalid:
             usable = sum(n for shape, n in self.detector.counts.items() if self.detector.usable(shape))
             if usable * 2 > self.detector.records:
                 return [LineProblem(None, f) for f in self.fatal]
-            return [*whole, *disagreeing, *self.findings.kept][: SHOWN + 1]
+            return [*overall, *disagreeing, *self.findings.kept][: SHOWN + 1]
         errors = [p for p in self.findings.kept if p.finding.severity == "error"]
-        return [*whole, *sorted([*errors, *disagreeing], key=_by_line)[:SHOWN]]
+        return [*overall, *sorted([*errors, *disagreeing], key=_by_line)[:SHOWN]]
 
     def errors(self) -> int:
         """All errors, shown or not."""
-        return self.findings.errors + self.detector.disagreements()[1] + len(self._whole_file())
+        return self.findings.errors + self.detector.disagreements()[1] + len(self._file_findings())
 
     def report(self) -> FileReport:
         """The verdict as users and programs get it."""
         duplicates = self.duplicates()
-        whole = [LineProblem(None, f) for f in self._whole_file()]
+        overall = [LineProblem(None, f) for f in self._file_findings()]
         if duplicates:
             found = f"{plural(duplicates, 'repeated prompt')} of {self.detector.records:,}"
             expected = "each prompt once (repeats are kept and trained on more often)"
-            whole.append(LineProblem(None, Finding("prompt", found, expected, severity="warning")))
+            overall.append(LineProblem(None, Finding("prompt", found, expected, severity="warning")))
         disagreeing, _ = self.detector.disagreements()
         by_line = sorted([*self.findings.kept, *disagreeing], key=_by_line)
         errors = self.errors()
@@ -73,12 +73,12 @@ class Tally:
             records=self.detector.records,
             duplicates=duplicates,
             evidence=self.detector.evidence(),
-            problems=[*whole, *by_line][:SHOWN],
+            problems=[*overall, *by_line][:SHOWN],
             problems_total=errors + self.findings.warnings + bool(duplicates),
             errors=errors,
         )
 
-    def _whole_file(self) -> list[Finding]:
+    def _file_findings(self) -> list[Finding]:
         findings = list(self.fatal)
         if problem := self.detector.verdict_problem():
             findings.append(problem)

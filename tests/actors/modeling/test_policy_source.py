@@ -245,7 +245,7 @@ def test_a_whole_model_is_no_adapter(base: Path) -> None:
         ({"base_model_name_or_path": "/nowhere/base"}, "is not here: /nowhere/base"),
         ({"base_model_name_or_path": "/" + "x" * 300}, "is not here"),
         ({"base_model_name_or_path": "a\0b"}, "is not here"),
-        ({"base_model_name_or_path": "../gone"}, "write its present path there"),
+        ({"base_model_name_or_path": "../gone"}, "to the present path"),
         ({"base_model_name_or_path": None}, "names no base"),
         ({"base_model_name_or_path": "."}, "is an adapter itself"),
         ({"base_model_name_or_path": "org/base", "revision": "v2"}, "is revision v2 of org/base"),
@@ -261,7 +261,7 @@ def test_adapters_that_cannot_be_used(values: dict[str, Any], message: str, adap
 def test_weights_that_are_missing_torn_or_can_run_code(adapter: Path) -> None:
     weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(b"\xff" * 20)
-    assert "is no whole safetensors file" in message_of(policy_of(adapter))[1]
+    assert "is not a complete safetensors file" in message_of(policy_of(adapter))[1]
     weights.unlink()
     assert message_of(policy_of(adapter))[1].endswith("holds no adapter_model.safetensors")
     (adapter / "adapter_model.bin").write_bytes(b"")
@@ -279,7 +279,7 @@ def test_a_config_that_is_none(text: str, adapter: Path) -> None:
     [
         ({"peft_type": "ADALORA"}, "only LoRA can be continued, and this is ADALORA"),
         ({"r": 513}, "its rank 513 is more than the 512"),
-        ({"r": 4}, "says rank 4"),
+        ({"r": 4}, "has rank 4"),
         ({"r": "4"}, "has no rank"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save cannot be continued"),
         ({"use_dora": True}, "use_dora cannot be continued"),

@@ -222,11 +222,11 @@ def test_a_micro_batch_of_a_step_may_be_left_with_nothing_but_the_step_may_not()
     [
         ({"cap": 1.0, "floor": 1.5}, "floor 1.5 is above the cap 1"),
         ({"floor": -0.1}, "greater than or equal to 0"),
-        ({"band": (0.5, 2.0), "floor": 0.1}, "leave out one of floor and band"),
-        ({"band": (2.0, 0.5)}, "must hold 1"),
-        ({"band": (1.5, 2.0)}, "must hold 1"),
-        ({"band": (-1.0, 2.0)}, "must hold 1"),
-        ({"band": (math.nan, 2.0)}, "must hold 1"),
+        ({"band": (0.5, 2.0), "floor": 0.1}, "leave out one of the two"),
+        ({"band": (2.0, 0.5)}, "must include 1"),
+        ({"band": (1.5, 2.0)}, "must include 1"),
+        ({"band": (-1.0, 2.0)}, "must include 1"),
+        ({"band": (math.nan, 2.0)}, "must include 1"),
     ],
 )
 def test_importance_limits_that_contradict_are_refused(options: dict[str, Any], message: str) -> None:

@@ -55,8 +55,8 @@ def test_good_ones_have_no_finding(messages: list[Any]) -> None:
         ([USER | {"content": " \n"}], "messages[0].content", "white space only"),
         ([USER, ANSWER, USER | {"content": ""}], "messages[2].content", "an empty string"),
         ([USER | {"content": ""}, ANSWER], "messages[0].content", "an empty string"),
-        ([SYSTEM], "messages[0].role", "a system turn as last turn"),
-        ([SYSTEM, ANSWER], "messages[0].role", "a system turn before the answer"),
+        ([SYSTEM], "messages[0].role", "a system turn as the last turn"),
+        ([SYSTEM, ANSWER], "messages[0].role", "a system turn before the response"),
         ([ANSWER], "messages", "assistant turns only"),
     ],
 )

@@ -104,8 +104,8 @@ def test_duplicates_are_counted_by_their_prompt_alone(write: Write) -> None:
 @pytest.mark.parametrize(
     ("line", "field", "found"),
     [
-        ('{"prompt": "a", "x": NaN}', "x", "NaN, which is no finite number"),
-        ('{"prompt": "a", "x": {"y": [Infinity]}}', "x.y[0]", "Infinity, which is no finite number"),
+        ('{"prompt": "a", "x": NaN}', "x", "NaN, which is not a finite number"),
+        ('{"prompt": "a", "x": {"y": [Infinity]}}', "x.y[0]", "Infinity, which is not a finite number"),
         ('{"prompt": "a", "x": 1, "x": 2}', "x", "the same key twice in one object"),
         ('{"prompt": "a", "prompt": "a"}', "prompt", "the same key twice in one object"),
         ('{"prompt": "a", "x" \t: 1, "x": 2}', "x", "the same key twice in one object"),

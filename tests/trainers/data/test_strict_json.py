@@ -20,9 +20,9 @@ def faults(line: str | bytes, offset: int = 0) -> list[tuple[str | None, str]]:
 @pytest.mark.parametrize(
     ("line", "field", "found"),
     [
-        ('{"a": NaN}', "a", "NaN, which is no finite number"),
-        ('{"a": [1, {"b": -Infinity}]}', "a[1].b", "-Infinity, which is no finite number"),
-        ('{"a": 1e999}', "a", "1e999, which is no finite number"),
+        ('{"a": NaN}', "a", "NaN, which is not a finite number"),
+        ('{"a": [1, {"b": -Infinity}]}', "a[1].b", "-Infinity, which is not a finite number"),
+        ('{"a": 1e999}', "a", "1e999, which is not a finite number"),
         ('{"a": {"b": 1, "b": 2}}', "a.b", "the same key twice in one object"),
         ('{"a": 1, "\\u0061": 2}', "a", "the same key twice in one object"),
         ('{"a": "x\\ud83d"}', "a", "a lone surrogate \\ud83d"),
