@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -21,6 +20,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from cluster.runs.atomic_files import RunDirectoryError, explained, fsync, sha256_file, write_atomic
+from cluster.runs.daemon_threads import map_concurrently
 from trainers.config import Config
 from trainers.errors import Problem, UserError
 
@@ -226,8 +226,7 @@ def verify(path: Path) -> Checkpoint:
     Raises `UserError` naming each file that is missing or differs, or the manifest where there is none.
     """
     manifest = _read_manifest(path)
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda item: _damage(path, *item), sorted(manifest.files.items())))
+    found = map_concurrently(lambda item: _damage(path, *item), sorted(manifest.files.items()))
     if problems := [problem for problem in found if problem]:
         raise UserError(problems)
     return Checkpoint(manifest.step, path)
@@ -258,12 +257,11 @@ def _entries(directory: Path) -> dict[str, FileEntry]:
     for path in paths:
         fsync(path)
     files = [path for path in paths if path.is_file()]
-    with ThreadPoolExecutor() as pool:  # hashing runs outside the interpreter's lock
-        digests = pool.map(sha256_file, files)
-        return {
-            path.relative_to(directory).as_posix(): FileEntry(size=path.stat().st_size, sha256=digest)
-            for path, digest in zip(files, digests, strict=True)
-        }
+    digests = map_concurrently(sha256_file, files)  # hashing releases the interpreter's lock
+    return {
+        path.relative_to(directory).as_posix(): FileEntry(size=path.stat().st_size, sha256=digest)
+        for path, digest in zip(files, digests, strict=True)
+    }
 
 
 def _read_manifest(path: Path) -> Manifest:

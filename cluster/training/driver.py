@@ -11,16 +11,17 @@ Everything that it must remember is in `DriverState`; everything that is drawn h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic, time
 from typing import Any, Protocol, TypeVar
 
 from actors.messages import StepReport
 from actors.protocols import Roles
 from cluster.config.run import RunConfig
-from cluster.runs.atomic_files import RunDirectoryError
 from cluster.runs.checkpoint import Checkpoint, CheckpointStore, DriverState
+from cluster.runs.daemon_threads import run_within
 from cluster.runs.recorder import Recorder, rollout_rows
 from cluster.training.buffer import RolloutBuffer, Stream
 from cluster.training.progress import Progress
@@ -247,7 +248,7 @@ class Driver:
             return
         self._sinks.progress.phase("checkpoint")
         store = self._sinks.checkpoints
-        directory = await asyncio.to_thread(store.begin, self._step)
+        directory = await self._on_disk(partial(store.begin, self._step))
         await self._in_learners_turn(self._roles.learners.save(str(directory)))
         if self._roles.gpu_sharing.shared:
             await self._roles.weights.publish(self._version)
@@ -258,14 +259,13 @@ class Driver:
             stream=buffer.cursor(),
             scorer=self._roles.scorer.state(),
         )
-        deadline = self._config.timeouts.save_s
-        try:
-            async with asyncio.timeout(deadline):
-                await asyncio.to_thread(store.commit, self._step, state)
-        except TimeoutError:
-            message = f"the checkpoint of step {self._step} was not written within {deadline:g} s (timeouts.save_s)"
-            raise RunDirectoryError(message) from None
+        await self._on_disk(partial(store.commit, self._step, state))
         self._saved_step = self._step
+
+    async def _on_disk(self, work: Callable[[], _T]) -> _T:
+        """Work on the checkpoint's files, which a hung file system must not turn into a hang of the run."""
+        late = f"the checkpoint of step {self._step} was not written"
+        return await run_within(work, save_s=self._config.timeouts.save_s, late=late)
 
     async def _in_learners_turn(self, work: Awaitable[None]) -> None:
         """Work of the learners outside of a step's updates; on shared GPUs the generators sleep meanwhile."""

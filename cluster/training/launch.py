@@ -11,11 +11,13 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic
+from typing import TypeVar
 
 import ray
 from rich.console import Console
@@ -25,6 +27,7 @@ from cluster.config.run import RunConfig
 from cluster.models.remote import addresses, fetched
 from cluster.runs.adalora_ranks import read_ranks
 from cluster.runs.checkpoint import Checkpoint, CheckpointStore
+from cluster.runs.daemon_threads import run_within
 from cluster.runs.directory import RunDirectory, RunError, find_resumable, resume_differences
 from cluster.runs.recorder import Recorder
 from cluster.training.driver import Data, Driver, Interrupted, Sinks
@@ -35,6 +38,8 @@ from trainers.data.chat import ChatEncoder, limit_lengths
 from trainers.data.reader import PromptSet, open_prompts
 from trainers.data.stream import PromptStream
 from trainers.errors import UserError
+
+_T = TypeVar("_T")
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 _LEAST_FREE_BYTES = 64 << 20
@@ -183,7 +188,7 @@ async def _run(
     ending_on_termination()
     data = open_data(config, run)
     checkpoints = CheckpointStore(run.checkpoints, config.checkpoint.keep)
-    checkpoint = await asyncio.to_thread(checkpoints.latest)
+    checkpoint = await _read(config, checkpoints.latest)
     progress.phase("start")
     with Recorder(run.path, tensorboard=config.logging.tensorboard) as recorder:
         async with open_roles(config, data, run, own_cluster=own_cluster) as roles:
@@ -195,7 +200,7 @@ async def _run(
                 algorithm=make_algorithm(config.algorithm, config.train),
             )
             with stopping_on_signals(driver):
-                await _restore(driver, checkpoints, checkpoint, recorder)
+                await _restore(config, driver, checkpoints, checkpoint, recorder)
                 progress.start(steps=config.train.steps, done=driver.step)
                 await driver.run()
             progress.phase("export")
@@ -206,13 +211,21 @@ async def _run(
     memory["driver"] = peak_memory()
 
 
+async def _read(config: RunConfig, work: Callable[[], _T]) -> _T:
+    return await run_within(work, save_s=config.timeouts.save_s, late="the newest checkpoint was not read")
+
+
 async def _restore(
-    driver: Driver, checkpoints: CheckpointStore, checkpoint: Checkpoint | None, recorder: Recorder
+    config: RunConfig,
+    driver: Driver,
+    checkpoints: CheckpointStore,
+    checkpoint: Checkpoint | None,
+    recorder: Recorder,
 ) -> None:
     if checkpoint is None:
         recorder.truncate_after(-1)
         return
-    state = await asyncio.to_thread(checkpoints.load_state, checkpoint.path)
+    state = await _read(config, partial(checkpoints.load_state, checkpoint.path))
     await driver.restore(checkpoint, state)
     checkpoints.discard_after(checkpoint.step)
     recorder.truncate_after(checkpoint.step)
