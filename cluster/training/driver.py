@@ -11,7 +11,7 @@ Everything that it must remember is in `DriverState`; everything that is drawn h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic, time
@@ -247,8 +247,9 @@ class Driver:
         if self._saved_step == self._step or self._step == 0:
             return
         self._sinks.progress.phase("checkpoint")
-        store = self._sinks.checkpoints
-        directory = await self._on_disk(partial(store.begin, self._step))
+        store, save_s = self._sinks.checkpoints, self._config.timeouts.save_s
+        late = f"the checkpoint of step {self._step} was not written"
+        directory = await run_within(partial(store.begin, self._step), save_s=save_s, late=late)
         await self._in_learners_turn(self._roles.learners.save(str(directory)))
         if self._roles.gpu_sharing.shared:
             await self._roles.weights.publish(self._version)
@@ -259,13 +260,8 @@ class Driver:
             stream=buffer.cursor(),
             scorer=self._roles.scorer.state(),
         )
-        await self._on_disk(partial(store.commit, self._step, state))
+        await run_within(partial(store.commit, self._step, state), save_s=save_s, late=late)
         self._saved_step = self._step
-
-    async def _on_disk(self, work: Callable[[], _T]) -> _T:
-        """Work on the checkpoint's files, which a hung file system must not turn into a hang of the run."""
-        late = f"the checkpoint of step {self._step} was not written"
-        return await run_within(work, save_s=self._config.timeouts.save_s, late=late)
 
     async def _in_learners_turn(self, work: Awaitable[None]) -> None:
         """Work of the learners outside of a step's updates; on shared GPUs the generators sleep meanwhile."""
