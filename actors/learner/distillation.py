@@ -1,4 +1,4 @@
-"""How far the policy is from GKD's teacher, token by token: one inside the learners, or what an engine of it said.
+"""How far the policy is from the teacher, token by token: a teacher in the learners, or what its engine gave.
 
 It knows torch, no engine.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from actors.modeling.causal_lm import aligned, forward
-from trainers.algorithms.config import GKDConfig
+from trainers.algorithms.config import Distillation
 from trainers.jsd import generalized_jsd, likeliest, topk_jsd
 from trainers.types import TopLogprobs
 
@@ -20,7 +20,7 @@ from trainers.types import TopLogprobs
 class Teacher:
     """A frozen model and the divergence from it (arXiv 2306.13649, eq. 1; with `top_k` over its likeliest tokens)."""
 
-    def __init__(self, model: Callable[..., Any], config: GKDConfig) -> None:
+    def __init__(self, model: Callable[..., Any], config: Distillation) -> None:
         self._model = model
         self._config = config
 

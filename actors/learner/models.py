@@ -6,7 +6,7 @@ Which of them there are, the algorithm's needs decide. It knows DeepSpeed only t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from actors.learner.trained_policy import make_trainee
 from actors.messages import LearnerSpec
 from actors.modeling.causal_lm import chosen_logprobs, forward, load_model, load_policy, recompute_activations
 from trainers.algorithms.base import Need, PolicyTokens, ValueTokens
-from trainers.algorithms.config import GKDConfig, PPOConfig
 from trainers.packing import MicroBatch
 from trainers.types import Float32Array
 
@@ -46,10 +45,11 @@ class LearnerModels:
         )
         if "ref_logprobs" in needs and spec.policy.train_type == "full":
             self._reference = FrozenEngine(load_model(spec.policy), learner=spec.learners, dtype=spec.policy.dtype)
-        self._lesson = spec.algorithm if isinstance(spec.algorithm, GKDConfig) else None
-        if self._lesson is not None and not self._lesson.teacher.served:
-            model = load_model(spec.policy.model_copy(update={"model": self._lesson.teacher.model}))
-            self._teacher = Teacher(FrozenEngine(model, learner=spec.learners, dtype=spec.policy.dtype), self._lesson)
+        self._distillation = spec.algorithm.capabilities.teacher
+        if self._distillation is not None and not self._distillation.served:
+            model = load_model(spec.policy.model_copy(update={"model": self._distillation.model}))
+            frozen = FrozenEngine(model, learner=spec.learners, dtype=spec.policy.dtype)
+            self._teacher = Teacher(frozen, self._distillation)
         del sharding  # had to live until the last causal language model was loaded
         if "values" in needs:
             self.critic = _load_critic(spec)
@@ -100,10 +100,10 @@ class LearnerModels:
         """From the teacher, at each token, of the policy's `logits` `[B, T, V]`."""
         if self._teacher is not None:
             return self._teacher.divergence(logits, *self._sequences(batch), mask)
-        if self._lesson is None:
+        if self._distillation is None:
             return None
         assert batch.teacher_top_logprobs is not None, "the teacher's engine was not asked"
-        return served_divergence(logits, batch.teacher_top_logprobs, mask, beta=self._lesson.beta)
+        return served_divergence(logits, batch.teacher_top_logprobs, mask, beta=self._distillation.beta)
 
     def value_tokens(self, batch: MicroBatch) -> ValueTokens:
         """The critic's forward pass, for its loss."""
@@ -139,7 +139,8 @@ class LearnerModels:
 
 
 def _load_critic(spec: LearnerSpec) -> TrainingEngine:
-    critic = cast("PPOConfig", spec.algorithm).critic
+    critic = spec.algorithm.capabilities.critic
+    assert critic is not None, "the algorithm needs values, but its config has no critic"
     model = load_critic(
         critic.model or spec.policy.model,
         critic,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cluster.config.run import RunConfig
-from trainers.algorithms.config import GKDConfig, GRPOConfig, PPOConfig
 from trainers.errors import Problem
 
 
@@ -54,33 +53,13 @@ def _batch_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def _algorithm_problems(config: RunConfig) -> Iterator[Problem]:
-    algorithm, train = config.algorithm, config.train
-    if isinstance(algorithm, GKDConfig):
-        if train.importance_correction is not None:
-            yield Problem("train.importance_correction", "corrects a policy gradient, and gkd has none; set it to null")
-    elif not config.rewards:
-        yield Problem("rewards", f"is empty, but {algorithm.type} learns from scores; give a model or a function")
-    elif all(reward.weight == 0 for reward in config.rewards):
-        yield Problem("rewards", "every weight is 0, so there is nothing to learn from; give one reward a weight")
-    if isinstance(algorithm, GRPOConfig):
-        if config.sampling.n == 1:
-            yield Problem(
-                "sampling.n",
-                "with one completion a prompt every advantage is 0, since completions are compared within "
-                "their group; use at least 2 (8 is usual)",
-            )
-        if algorithm.overlong is not None and algorithm.overlong.max_tokens > config.sampling.max_tokens:
-            yield Problem(
-                "algorithm.overlong.max_tokens",
-                f"{algorithm.overlong.max_tokens} is more than any completion has (sampling.max_tokens "
-                f"{config.sampling.max_tokens}); set it to {config.sampling.max_tokens}",
-            )
-    if isinstance(algorithm, PPOConfig) and algorithm.critic.warmup_steps >= train.steps:
-        yield Problem(
-            "algorithm.critic.warmup_steps",
-            f"{algorithm.critic.warmup_steps} of {train.steps} steps train the critic only, so that the policy never "
-            "learns; use fewer",
-        )
+    algorithm = config.algorithm
+    if algorithm.capabilities.learns_from_rewards:
+        if not config.rewards:
+            yield Problem("rewards", f"is empty, but {algorithm.type} learns from scores; give a model or a function")
+        elif all(reward.weight == 0 for reward in config.rewards):
+            yield Problem("rewards", "every weight is 0, so there is nothing to learn from; give one reward a weight")
+    yield from algorithm.problems(config.sampling, config.train)
 
 
 def _adapter_problems(config: RunConfig) -> Iterator[Problem]:

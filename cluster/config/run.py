@@ -19,7 +19,7 @@ from actors.config import GeneratorConfig, LearnerConfig, Placement, PolicyConfi
 from actors.rewards.config import RewardConfig
 from cluster.config.schema import Node, Schema
 from cluster.config.tree import Tree, apply_overrides, read_yaml
-from trainers.algorithms.config import AlgorithmConfig, GKDConfig, GRPOConfig, PPOConfig
+from trainers.algorithms.config import AlgorithmConfig
 from trainers.config import Config, SamplingConfig, TrainConfig
 from trainers.data.config import DataConfig
 from trainers.errors import Problem, UserError
@@ -116,35 +116,35 @@ class RunConfig(Config):
 
     @property
     def serves_teacher(self) -> bool:
-        """Whether GKD's teacher needs an engine: to write some steps (where the data has no responses in its place),
-        or to tell what it would have written."""
-        return self.served_top_k is not None or (
-            isinstance(self.algorithm, GKDConfig) and self.algorithm.lmbda < 1 and not self.data.strip_responses
-        )
+        """Whether the teacher needs an engine: to write the completions of some steps (unless the data's responses
+        replace them), or to give its log-probabilities."""
+        uses = self.algorithm.capabilities
+        writes = uses.policy_share < 1 and not self.data.strip_responses
+        return uses.teacher is not None and (uses.teacher.served or writes)
 
     @property
     def scored_rewards(self) -> tuple[RewardConfig, ...]:
-        """The rewards as they are asked for: gkd learns from none, and watches all."""
-        if not isinstance(self.algorithm, GKDConfig):
+        """The rewards as they are asked for: an algorithm that does not learn from rewards monitors all."""
+        if self.algorithm.capabilities.learns_from_rewards:
             return self.rewards
         return tuple(reward.model_copy(update={"weight": 0.0}) for reward in self.rewards)
 
     @property
     def served_top_k(self) -> int | None:
-        """How many of its likeliest tokens an engine of the teacher tells; None where the learners hold the teacher."""
-        algorithm = self.algorithm
-        return algorithm.top_k if isinstance(algorithm, GKDConfig) and algorithm.teacher.served else None
+        """How many of the likeliest tokens the teacher's engine gives; None if the learners hold the teacher."""
+        teacher = self.algorithm.capabilities.teacher
+        return teacher.top_k if teacher is not None and teacher.served else None
 
     @property
     def learns_from_data(self) -> bool:
-        """Whether gkd learns from the data's responses in the steps that the policy does not write."""
-        algorithm = self.algorithm
-        return isinstance(algorithm, GKDConfig) and algorithm.lmbda < 1 and self.data.strip_responses
+        """Whether the data's responses are the completions in the steps that the policy does not write."""
+        return self.algorithm.capabilities.policy_share < 1 and self.data.strip_responses
 
     @property
     def critic_steps(self) -> int:
-        """Steps at the beginning in which only PPO's critic learns."""
-        return self.algorithm.critic.warmup_steps if isinstance(self.algorithm, PPOConfig) else 0
+        """Steps at the beginning in which only the critic learns."""
+        critic = self.algorithm.capabilities.critic
+        return 0 if critic is None else critic.warmup_steps
 
     @property
     def policy_updates(self) -> int:
@@ -155,8 +155,7 @@ class RunConfig(Config):
     @property
     def replaceable_groups(self) -> int:
         """Groups at most for which a step may write others, because their rewards are all equal."""
-        algorithm = self.algorithm
-        return algorithm.dynamic_sampling * self.train.prompts_per_step if isinstance(algorithm, GRPOConfig) else 0
+        return self.algorithm.capabilities.replaceable_groups * self.train.prompts_per_step
 
 
 REFUSED_SAMPLING = (

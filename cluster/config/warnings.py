@@ -13,7 +13,6 @@ from typing import Any
 from actors.config import LoraConfig
 from actors.rewards.config import ModelReward
 from cluster.config.run import RunConfig, run_schema
-from trainers.algorithms.config import GKDConfig, GRPOConfig, PPOConfig
 from trainers.errors import Problem
 
 LARGE = 100_000_000  # parameters; smaller models bear, and need, higher learning rates
@@ -80,14 +79,15 @@ def _out_of_range(config: RunConfig) -> Iterator[Problem]:
 
 def _unused(config: RunConfig) -> set[str]:
     """Keys with a recommended range that the rest of the config leaves without effect, or gives another meaning."""
-    algorithm, adapters, unused = config.algorithm, {config.policy.train_type}, set()
-    if isinstance(algorithm, PPOConfig):
-        adapters.add(algorithm.critic.train_type)
+    critic, adapters, unused = config.algorithm.capabilities.critic, {config.policy.train_type}, set()
+    if critic is not None:
+        adapters.add(critic.train_type)
     if not adapters & {"lora", "qlora"}:
         unused.add("policy.lora.r")
     if adapters == {"full"}:
         unused.add("policy.lora.alpha")
-    if _on_policy(config) or _of_sequences(config):
+    clip = config.algorithm.capabilities.ratio_clip
+    if _on_policy(config) or (clip is not None and clip.level == "sequence"):
         unused |= {"algorithm.clip_low", "algorithm.clip_high"}
     return unused
 
@@ -97,14 +97,10 @@ def _on_policy(config: RunConfig) -> bool:
     return config.train.updates_per_step * config.train.epochs_per_step == 1
 
 
-def _of_sequences(config: RunConfig) -> bool:
-    return isinstance(config.algorithm, GRPOConfig) and config.algorithm.ratio == "sequence"
-
-
 def _learning_rates(config: RunConfig, parameters: int | None) -> Iterator[Problem]:
-    rate, train_type, algorithm = config.train.learning_rate, config.policy.train_type, config.algorithm
+    rate, train_type, uses = config.train.learning_rate, config.policy.train_type, config.algorithm.capabilities
     lowest = LOWEST_ADAPTER.get(train_type, 0.0)
-    large = parameters is not None and parameters >= LARGE and not isinstance(algorithm, GKDConfig)
+    large = parameters is not None and parameters >= LARGE and uses.learns_from_rewards
     if rate == 0:
         yield Problem("train.learning_rate", "0 leaves the policy as it is; set a rate, such as 1e-6 for all weights")
     elif rate < lowest:
@@ -114,12 +110,13 @@ def _learning_rates(config: RunConfig, parameters: int | None) -> Iterator[Probl
     elif train_type == "full" and large and rate > HIGHEST_FULL:
         why = "large models usually bear 1e-7 to 1e-5 in online RL, and unlearn their language with more"
         yield Problem("train.learning_rate", f"{rate:g} is high for all weights: {why}; start with 1e-6")
-    if isinstance(algorithm, PPOConfig):
-        critic = algorithm.critic
-        if (critic.train_type == "full") == (train_type == "full") and critic.learning_rate < rate / 4:
-            why = "a critic that learns slower than the policy judges answers by a policy that is gone"
-            message = f"{critic.learning_rate:g} is far below train.learning_rate {rate:g}: {why}; set as much or more"
-            yield Problem("algorithm.critic.learning_rate", message)
+    critic = uses.critic
+    if critic is None or (critic.train_type == "full") != (train_type == "full"):
+        return
+    if critic.learning_rate < rate / 4:
+        why = "a critic that learns slower than the policy judges answers by a policy that is gone"
+        message = f"{critic.learning_rate:g} is far below train.learning_rate {rate:g}: {why}; set as much or more"
+        yield Problem("algorithm.critic.learning_rate", message)
 
 
 def _without_effect(config: RunConfig) -> Iterator[Problem]:
@@ -136,17 +133,17 @@ def _without_effect(config: RunConfig) -> Iterator[Problem]:
 
 def _signal(config: RunConfig) -> Iterator[Problem]:
     """What the policy learns from."""
-    algorithm, n = config.algorithm, config.sampling.n
-    if isinstance(algorithm, GRPOConfig) and algorithm.advantage == "group" and 1 < n < FEWEST_COMPARED:
+    algorithm, uses, n = config.algorithm, config.algorithm.capabilities, config.sampling.n
+    if uses.group_baseline == "mean" and 1 < n < FEWEST_COMPARED:
         why = "the mean of so few is a poor baseline, and many groups have equal rewards"
         yield Problem("sampling.n", f"{n} answers are few to compare: {why}; use {FEWEST_COMPARED} or more, 8 is usual")
-    if isinstance(algorithm, GKDConfig):
-        if algorithm.lmbda == 0:
-            why = "the policy never writes, and so never learns from its own mistakes"
-            yield Problem("algorithm.lmbda", f"with 0 this is no online training: {why}; set 0.5 or more")
+    if uses.policy_share == 0:
+        why = "the policy never writes, and so never learns from its own mistakes"
+        yield Problem("algorithm.lmbda", f"with 0 this is not online training: {why}; set 0.5 or more")
+    if not uses.learns_from_rewards:
         for index, reward in enumerate(config.rewards):
             if reward.weight != 0:
-                why = "gkd learns from its teacher only, and this reward is watched"
+                why = f"{algorithm.type} does not learn from rewards, and this one is monitored only"
                 yield Problem(f"rewards.{index}.weight", f"{reward.weight:g} has no effect: {why}; set 0 to say so")
     elif algorithm.kl.coef == 0 and any(isinstance(r, ModelReward) and r.weight != 0 for r in config.rewards):
         why = "nothing holds the policy back from what only the reward model likes"
@@ -160,14 +157,14 @@ def _signal(config: RunConfig) -> Iterator[Problem]:
 
 def _clips(config: RunConfig) -> Iterator[Problem]:
     """Clips that are meant for the other kind of ratio."""
-    algorithm = config.algorithm
-    if isinstance(algorithm, GKDConfig) or _on_policy(config):
+    clips = config.algorithm.capabilities.ratio_clip
+    if clips is None or _on_policy(config):
         return
-    for path, clip in (("algorithm.clip_low", algorithm.clip_low), ("algorithm.clip_high", algorithm.clip_high)):
-        if _of_sequences(config) and clip >= SEQUENCE_CLIP:
+    for path, clip in (("algorithm.clip_low", clips.low), ("algorithm.clip_high", clips.high)):
+        if clips.level == "sequence" and clip >= SEQUENCE_CLIP:
             why = "the ratio of a sequence, per token, hardly ever gets that far from 1"
             yield Problem(path, f"{clip:g} limits nothing: {why}; GSPO uses about 0.0003")
-        elif not _of_sequences(config) and clip < SEQUENCE_CLIP:
+        elif clips.level == "token" and clip < SEQUENCE_CLIP:
             why = "most tokens' ratios leave that with the first update, and no longer count in the next"
             yield Problem(path, f"{clip:g} cuts nearly everything off: {why}; 0.2 is usual")
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from cluster.config.run import RunConfig
 from cluster.models.inspect import ModelInfo
-from trainers.algorithms.config import PPOConfig
 
 GIB = 2**30
 ADAM_BYTES = 12  # a float32 master weight and Adam's two moments
@@ -34,8 +33,8 @@ def learner_memory(config: RunConfig, model: ModelInfo, *, teacher: ModelInfo | 
 
     weights b·P (/W if z = 3; qlora: half a byte each, on every rank), gradients 4·T (summed in float32; /W if z ≥ 2),
     optimizer 12·T (/W if z ≥ 1; arXiv 1910.02054) for T trained parameters (P, or the adapter's), reference b·P
-    (/W if z = 3) if there is a KL term and no adapter to switch off, PPO's critic as such a policy again, by its own
-    train type (T: the adapter's and the head's), GKD's teacher b·P of its own (/W if z = 3) unless it is served,
+    (/W if z = 3) if there is a KL term and no adapter to switch off, a critic as such a policy again, by its own
+    train type (T: the adapter's and the head's), a teacher b·P of its own (/W if z = 3) unless it is served,
     activations 17·b·t·h a layer for t tokens of a micro-batch and width h (arXiv 2205.05198 without the attention
     scores, which are not kept), with gradient checkpointing b·t·h a layer and one whole layer,
     logits 2·b·t·V (they and their gradient) for a vocabulary of V.
@@ -47,8 +46,8 @@ def learner_memory(config: RunConfig, model: ModelInfo, *, teacher: ModelInfo | 
     adapted = train_type != "full"
     trained = adapter_parameters(model, config.policy.adapter_rank or 0) if adapted else parameters
     device, host = _in_training(config, parameters, trained, quantized=train_type == "qlora")
-    if isinstance(config.algorithm, PPOConfig):
-        judging = config.algorithm.critic.train_type
+    if (critic := config.algorithm.capabilities.critic) is not None:
+        judging = critic.train_type
         trained = parameters if judging == "full" else adapter_parameters(model, lora.r) + (model.hidden or 0)
         on_device, on_host = _in_training(config, parameters, trained, quantized=judging == "qlora")
         device["critic"] = sum(on_device.values())

@@ -34,7 +34,7 @@ from cluster.models.inspect import (
 )
 from cluster.models.remote import outlined
 from cluster.planning.memory import GIB, MemoryEstimate, generator_memory, learner_memory
-from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig
+from trainers.algorithms.config import CriticConfig
 from trainers.errors import Problem, UserError
 from trainers.types import Prompt
 
@@ -143,26 +143,26 @@ def _inspect_folders(config: RunConfig) -> _Findings:
 
 
 def _companion_problems(config: RunConfig, origin: Origin) -> tuple[ModelInfo | None, list[Problem]]:
-    """GKD's teacher, and what is wrong with the models beside the policy and with where its adapter is to stand."""
+    """The teacher, and what is wrong with the models beside the policy and with where its adapter is to stand."""
     problems: list[Problem] = []
     teacher = None
-    algorithm, policy = config.algorithm, config.policy
-    if isinstance(algorithm, GKDConfig):
+    uses, policy = config.algorithm.capabilities, config.policy
+    if uses.teacher is not None:
         try:
             where = "algorithm.teacher.model"
-            teacher = read_model(algorithm.teacher.model, where=where)
+            teacher = read_model(uses.teacher.model, where=where)
             problems += context_problems(teacher, config.max_model_len, where=where)
             if (k := config.served_top_k) and teacher.vocabulary and k > teacher.vocabulary:
                 message = f"{k}, but the teacher's vocabulary has {teacher.vocabulary} tokens; lower it"
                 problems.append(Problem("algorithm.top_k", message))
-            problems += vocabulary_problems(policy.model, algorithm.teacher.model, where=where)
+            problems += vocabulary_problems(policy.model, uses.teacher.model, where=where)
         except UserError as error:
             problems += error.problems
-    if isinstance(algorithm, PPOConfig):
-        problems += _critic_problems(config, algorithm.critic, origin)
+    if uses.critic is not None:
+        problems += _critic_problems(config, uses.critic, origin)
     if policy.train_type == "qlora":
         problems += quantization_problems("policy.train_type")
-    elif isinstance(algorithm, PPOConfig) and algorithm.critic.train_type == "qlora":
+    elif uses.critic is not None and uses.critic.train_type == "qlora":
         problems += quantization_problems("algorithm.critic.train_type")
     if policy.lora.target_modules != "all-linear":
         for whose, name in _adapted_models(config, origin):
@@ -181,11 +181,11 @@ def _critic_problems(config: RunConfig, critic: CriticConfig, origin: Origin) ->
 
 def _adapted_models(config: RunConfig, origin: Origin) -> Iterator[tuple[str, str]]:
     """(what it is called, path) of each model that gets an adapter."""
-    algorithm, policy = config.algorithm, config.policy
+    critic, policy = config.algorithm.capabilities.critic, config.policy
     if policy.train_type != "full":
         yield "the model", origin.policy.model
-    if isinstance(algorithm, PPOConfig) and algorithm.critic.train_type != "full":
-        yield "the critic's model", algorithm.critic.model or origin.policy.model
+    if critic is not None and critic.train_type != "full":
+        yield "the critic's model", critic.model or origin.policy.model
 
 
 def _prompts(config: RunConfig, *, tokenize: bool) -> tuple[int | None, list[Problem]]:
@@ -217,14 +217,14 @@ def _prompts(config: RunConfig, *, tokenize: bool) -> tuple[int | None, list[Pro
                     )
                 count = len(prompts)
                 if paths is data.prompts and config.learns_from_data:
-                    problems += _response_problems(prompts)
+                    problems += _response_problems(prompts, config.algorithm.type)
             except UserError as error:
                 count = None
                 problems += error.problems
     return count, problems
 
 
-def _response_problems(prompts: Iterable[Prompt]) -> list[Problem]:
+def _response_problems(prompts: Iterable[Prompt], algorithm: str) -> list[Problem]:
     """Whether every record of the data has a response to learn from."""
     without = (prompt for prompt in prompts if prompt.response is None)
     first = next(without, None)
@@ -233,9 +233,9 @@ def _response_problems(prompts: Iterable[Prompt]) -> list[Problem]:
     others = sum(1 for _ in without)
     more = f", nor do {_count(others, 'other record')}" if others else ""
     message = (
-        f"holds no response{more}; gkd learns from the data's responses (data.strip_responses) in the steps that the "
-        "policy does not write: give each record one, or set algorithm.lmbda: 1, or let the teacher write with "
-        "data.strip_responses: false"
+        f"holds no response{more}; {algorithm} learns from the data's responses (data.strip_responses) in the steps "
+        "that the policy does not write: give each record one, or set algorithm.lmbda: 1, or let the teacher write "
+        "with data.strip_responses: false"
     )
     return [Problem(f"{first.source}:{first.line}", message)]
 

@@ -32,7 +32,6 @@ from actors.weights.transfer import Route
 from cluster.config.run import RunConfig
 from cluster.runs.directory import RunDirectory
 from cluster.training.driver import Data
-from trainers.algorithms.config import GKDConfig
 from trainers.types import TokenPrompt
 
 
@@ -160,10 +159,11 @@ def policy_engine(config: RunConfig, run: RunDirectory, transport: Transport) ->
 
 
 def teacher_engine(config: RunConfig) -> EngineSpec:
-    """GKD's teacher: one engine whose weights stay."""
-    assert isinstance(config.algorithm, GKDConfig)
+    """The teacher: one engine whose weights never change."""
+    teacher = config.algorithm.capabilities.teacher
+    assert teacher is not None, "this run has no teacher"
     return EngineSpec(
-        model=config.algorithm.teacher.model,
+        model=teacher.model,
         top_logprobs=config.served_top_k or 1,
         dtype=config.policy.dtype,
         generators=config.generators,

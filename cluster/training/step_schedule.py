@@ -8,15 +8,13 @@ from __future__ import annotations
 from actors.messages import UpdateOptions
 from cluster.config.run import RunConfig
 from cluster.training.rollouts import Writer
-from trainers.algorithms.config import GKDConfig
-from trainers.algorithms.gkd import policy_writes
+from trainers.schedule import policy_writes
 from trainers.types import Rollout
 
 
 def rollout_source(config: RunConfig, step: int) -> Writer:
-    """The policy; with GKD, in steps that the draw gives away, the data (where it holds responses) or the teacher."""
-    algorithm = config.algorithm
-    if not isinstance(algorithm, GKDConfig) or policy_writes(config.seed, step, algorithm.lmbda):
+    """The policy; in steps that the algorithm leaves to others, the data (if it holds responses) or the teacher."""
+    if policy_writes(config.seed, step, config.algorithm.capabilities.policy_share):
         return "policy"
     return "data" if config.data.strip_responses else "teacher"
 

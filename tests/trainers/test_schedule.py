@@ -1,4 +1,4 @@
-"""Learning-rate schedules by hand."""
+"""Learning-rate schedules by hand, and the draw of who writes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from trainers.schedule import learning_rate_factor
+from trainers.schedule import learning_rate_factor, policy_writes
 
 
 def factors(schedule: str, *, warmup: int, total: int, steps: int) -> list[float]:
@@ -49,3 +49,24 @@ def test_it_rises_then_falls_and_stays_within_bounds(schedule: str, warmup: int)
     assert min(values) >= 0
     if schedule != "constant":
         assert values[20:] == pytest.approx([0] * 5)
+
+
+@pytest.mark.parametrize("lmbda", [0.1, 0.5, 0.9])
+def test_the_policy_writes_as_often_as_lmbda_says(lmbda: float) -> None:
+    n = 20_000
+    share = sum(policy_writes(11, step, lmbda) for step in range(n)) / n
+    assert abs(share - lmbda) < 4 * math.sqrt(lmbda * (1 - lmbda) / n)
+
+
+def test_the_draw_depends_on_seed_and_step_alone() -> None:
+    first = [policy_writes(1, step, 0.5) for step in range(64)]
+    assert first == [policy_writes(1, step, 0.5) for step in range(64)]
+    assert first != [policy_writes(2, step, 0.5) for step in range(64)]
+    assert all(policy_writes(1, step, 0.8) for step in range(64) if first[step])  # more of lmbda only adds
+    assert all(policy_writes(1, step, 1.0) and not policy_writes(1, step, 0.0) for step in range(64))
+
+
+@pytest.mark.parametrize("lmbda", [-0.1, 1.1, math.nan])
+def test_a_share_outside_of_0_to_1_is_refused(lmbda: float) -> None:
+    with pytest.raises(ValueError, match="lmbda"):
+        policy_writes(0, 0, lmbda)

@@ -1,12 +1,19 @@
-"""The config of each algorithm, told apart by `type`. It knows pydantic only."""
+"""The config of each algorithm, distinguished by `type`. It knows pydantic only.
+
+The rest of the program never asks which algorithm a config belongs to. It asks what the algorithm uses (a critic, a
+teacher, rewards, a group's baseline): `AlgorithmSection.capabilities`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from trainers.config import Config
+from trainers.config import Config, SamplingConfig, TrainConfig
+from trainers.errors import Problem
 
 
 class KLConfig(Config):
@@ -68,7 +75,86 @@ class OverlongConfig(Config):
         return self
 
 
-class GRPOConfig(Config):
+class CriticConfig(Config):
+    """The model that foresees rewards: a value head on a transformer, trained beside the policy."""
+
+    model: str | None = None
+    """Path, address in a store or hub id of what it starts from, such as the reward's; null = a copy of the policy."""
+    train_type: Literal["full", "lora", "qlora"] = "full"
+    """What is trained: all weights, or value head and adapter, with r, alpha and target_modules of policy.lora."""
+    learning_rate: float = Field(default=1e-5, ge=0)
+    """Peak learning rate of the critic's AdamW; schedule and warm-up are the policy's."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of the loop at the start in which only the critic learns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distillation:
+    """A teacher, and the divergence from it that is the loss (generalized Jensen–Shannon, arXiv 2306.13649)."""
+
+    model: str  # path, address in a store, or hub id
+    served: bool  # an engine gives its top_k log-probabilities, so that no learner holds a copy
+    beta: float = 0.5
+    temperature: float = 1.0
+    top_k: int | None = None  # None: over the complete vocabulary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatioClip:
+    """The clip of the probability ratio, below at 1 − low and above at 1 + high."""
+
+    low: float
+    high: float
+    level: Literal["token", "sequence"] = "token"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What an algorithm uses, as the loop, the plan and the learners need to know it."""
+
+    critic: CriticConfig | None = None
+    teacher: Distillation | None = None
+    learns_from_rewards: bool = True  # False: rewards are monitored only, and there is no policy gradient
+    policy_share: float = 1.0  # probability that the policy writes a step's completions; else teacher or data
+    group_baseline: Literal["mean", "leave_one_out"] | None = None  # how completions of one prompt are compared
+    replaceable_groups: int = 0  # groups of equal rewards that a step may replace, times train.prompts_per_step
+    ratio_clip: RatioClip | None = None
+
+
+class AlgorithmSection(Config):
+    """What the config of every algorithm has."""
+
+    type: str
+    """Selects the algorithm."""
+    kl: KLConfig = KLConfig()
+    """KL control."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the algorithm uses; here: scalar rewards, nothing else."""
+        return Capabilities()
+
+    def problems(self, sampling: SamplingConfig, train: TrainConfig) -> Iterator[Problem]:
+        """What is wrong with this section beside those two, although each key is right by itself."""
+        uses = self.capabilities
+        if not uses.learns_from_rewards and train.importance_correction is not None:
+            reason = f"corrects a policy gradient, and {self.type} has none; set it to null"
+            yield Problem("train.importance_correction", reason)
+        if uses.group_baseline is not None and sampling.n == 1:
+            yield Problem(
+                "sampling.n",
+                "with one completion a prompt every advantage is 0, since completions are compared within "
+                "their group; use at least 2 (8 is usual)",
+            )
+        if uses.critic is not None and uses.critic.warmup_steps >= train.steps:
+            yield Problem(
+                "algorithm.critic.warmup_steps",
+                f"{uses.critic.warmup_steps} of {train.steps} steps train the critic only, so that the policy never "
+                "learns; use fewer",
+            )
+
+
+class GRPOConfig(AlgorithmSection):
     """Group relative policy optimisation (arXiv 2402.03300) and its variants."""
 
     type: Literal["grpo"]
@@ -100,6 +186,25 @@ class GRPOConfig(Config):
             raise ValueError("leave_one_out advantages are not scaled; set algorithm.scale: none")
         return self
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """Rewards, compared within a group."""
+        return Capabilities(
+            group_baseline="mean" if self.advantage == "group" else "leave_one_out",
+            replaceable_groups=self.dynamic_sampling,
+            ratio_clip=RatioClip(low=self.clip_low, high=self.clip_high, level=self.ratio),
+        )
+
+    def problems(self, sampling: SamplingConfig, train: TrainConfig) -> Iterator[Problem]:
+        """See `AlgorithmSection`."""
+        yield from super().problems(sampling, train)
+        if self.overlong is not None and self.overlong.max_tokens > sampling.max_tokens:
+            yield Problem(
+                "algorithm.overlong.max_tokens",
+                f"{self.overlong.max_tokens} is more than any completion has (sampling.max_tokens "
+                f"{sampling.max_tokens}); set it to {sampling.max_tokens}",
+            )
+
 
 class PPOKLConfig(KLConfig):
     """KL control of PPO: in the reward by default."""
@@ -110,20 +215,7 @@ class PPOKLConfig(KLConfig):
     """Whether the KL term is subtracted from the reward, token by token, or added to the loss."""
 
 
-class CriticConfig(Config):
-    """The model that foresees rewards: a value head on a transformer, trained beside the policy."""
-
-    model: str | None = None
-    """Path, address in a store or hub id of what it starts from, such as the reward's; null = a copy of the policy."""
-    train_type: Literal["full", "lora", "qlora"] = "full"
-    """What is trained: all weights, or value head and adapter, with r, alpha and target_modules of policy.lora."""
-    learning_rate: float = Field(default=1e-5, ge=0)
-    """Peak learning rate of the critic's AdamW; schedule and warm-up are the policy's."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Steps of the loop at the start in which only the critic learns."""
-
-
-class PPOConfig(Config):
+class PPOConfig(AlgorithmSection):
     """Proximal policy optimisation with a critic (arXiv 1707.06347)."""
 
     type: Literal["ppo"]
@@ -144,6 +236,11 @@ class PPOConfig(Config):
     """How far the critic's value may move from the one before the update and still lower the loss; null = any."""
     critic: CriticConfig = CriticConfig()
     """The critic."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Rewards, judged against a critic."""
+        return Capabilities(critic=self.critic, ratio_clip=RatioClip(low=self.clip_low, high=self.clip_high))
 
 
 class GKDKLConfig(KLConfig):
@@ -168,7 +265,7 @@ class TeacherConfig(Config):
     """Whether a vLLM engine gives its `top_k` log-probabilities, so that no learner rank holds a copy of it."""
 
 
-class GKDConfig(Config):
+class GKDConfig(AlgorithmSection):
     """Generalised knowledge distillation from a teacher (arXiv 2306.13649)."""
 
     type: Literal["gkd"]
@@ -199,6 +296,21 @@ class GKDConfig(Config):
                 "algorithm.teacher.served: false"
             )
         return self
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """A teacher; rewards are monitored only."""
+        return Capabilities(
+            teacher=Distillation(
+                model=self.teacher.model,
+                served=self.teacher.served,
+                beta=self.beta,
+                temperature=self.temperature,
+                top_k=self.top_k,
+            ),
+            learns_from_rewards=False,
+            policy_share=self.lmbda,
+        )
 
 
 AlgorithmConfig: TypeAlias = Annotated[GRPOConfig | PPOConfig | GKDConfig, Field(discriminator="type")]

@@ -17,10 +17,7 @@ from trainers.algorithms.config import GKDConfig
 from trainers.algorithms.terms import kl_term, step_share, token_mean
 from trainers.config import ImportanceConfig
 from trainers.errors import Problem, UserError
-from trainers.seeds import derive_seed
 from trainers.types import AnnotatedSample, TrainSample
-
-_SEEDS = 2**62  # how many there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +59,3 @@ class GKD:
             "policy/entropy": token_mean(batch.entropy, batch.mask),
         }
         return LossOutput(loss=step_share(batch.divergence + penalty, batch, totals), metrics=metrics | measured)
-
-
-def policy_writes(seed: int, step: int, lmbda: float) -> bool:
-    """Whether the policy writes the completions of this step: drawn with probability `lmbda`, once for a step.
-
-    Pure: the same for the same run and step, also after a resume. `lmbda` 1 is always, 0 never; ValueError outside.
-
-    >>> policy_writes(0, 7, lmbda=1.0), policy_writes(0, 7, lmbda=0.0)
-    (True, False)
-    """
-    if not 0 <= lmbda <= 1:
-        raise ValueError(f"lmbda is {lmbda}; must be in [0, 1]")
-    return derive_seed(seed, "gkd", step) < lmbda * _SEEDS

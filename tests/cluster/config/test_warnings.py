@@ -159,7 +159,7 @@ def test_no_kl_term_beside_a_learned_reward() -> None:
 def test_gkd_learns_from_no_reward() -> None:
     found = warnings("gkd", {"rewards": [{**MODEL, "weight": 0}, RULE]})
     assert list(found) == ["rewards.1.weight"]
-    assert "learns from its teacher only" in found["rewards.1.weight"]
+    assert "gkd does not learn from rewards" in found["rewards.1.weight"]
     assert warnings("gkd", {"rewards": [{**MODEL, "weight": 0}]}) == {}
 
 

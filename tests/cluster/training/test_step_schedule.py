@@ -6,7 +6,7 @@ from typing import Any
 
 from cluster.config.run import RunConfig, parse_config
 from cluster.training.step_schedule import rollout_source, update_options
-from trainers.algorithms.gkd import policy_writes
+from trainers.schedule import policy_writes
 
 
 def config(algorithm: dict[str, Any], **data: Any) -> RunConfig:

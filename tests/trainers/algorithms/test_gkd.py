@@ -1,8 +1,7 @@
-"""GKD against a float64 oracle written from the formulas, and the draw of who writes."""
+"""GKD against a float64 oracle written from the formulas."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from tests.support.batches import KL_COEF, annotated, make_batch, policy_tokens, run
 from trainers.algorithms.base import Mean, PolicyTokens, Totals
 from trainers.algorithms.config import GKDConfig
-from trainers.algorithms.gkd import GKD, policy_writes
+from trainers.algorithms.gkd import GKD
 from trainers.config import ImportanceConfig
 from trainers.errors import UserError
 from trainers.losses import generalized_jsd
@@ -114,27 +113,3 @@ def test_from_logits_to_the_gradient(beta: float) -> None:
 def test_importance_weights_are_refused() -> None:
     with pytest.raises(UserError, match=r"train\.importance_correction.*gkd has none"):
         GKD(gkd().config, ImportanceConfig())
-
-
-# --- who writes -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("lmbda", [0.1, 0.5, 0.9])
-def test_the_policy_writes_as_often_as_lmbda_says(lmbda: float) -> None:
-    n = 20_000
-    share = sum(policy_writes(11, step, lmbda) for step in range(n)) / n
-    assert abs(share - lmbda) < 4 * math.sqrt(lmbda * (1 - lmbda) / n)
-
-
-def test_the_draw_depends_on_seed_and_step_alone() -> None:
-    first = [policy_writes(1, step, 0.5) for step in range(64)]
-    assert first == [policy_writes(1, step, 0.5) for step in range(64)]
-    assert first != [policy_writes(2, step, 0.5) for step in range(64)]
-    assert all(policy_writes(1, step, 0.8) for step in range(64) if first[step])  # more of lmbda only adds
-    assert all(policy_writes(1, step, 1.0) and not policy_writes(1, step, 0.0) for step in range(64))
-
-
-@pytest.mark.parametrize("lmbda", [-0.1, 1.1, math.nan])
-def test_refused(lmbda: float) -> None:
-    with pytest.raises(ValueError, match="lmbda"):
-        policy_writes(0, 0, lmbda)
