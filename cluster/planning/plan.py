@@ -6,8 +6,7 @@ when a plan is made.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,9 @@ from cluster.models.inspect import (
 )
 from cluster.models.remote import outlined
 from cluster.planning.memory import GIB, MemoryEstimate, generator_memory, learner_memory
+from cluster.planning.prompts_report import prompts_problems
 from trainers.algorithms.config import CriticConfig
 from trainers.errors import Problem, UserError
-from trainers.types import Prompt
 
 SCORER_CPUS = 0.1  # what Ray sets aside for a replica of a reward; its threads are set apart
 
@@ -112,7 +111,7 @@ def _inspect(config: RunConfig) -> _Findings:
     try:
         here = outlined(config)
     except UserError as error:
-        prompts, problems = _prompts(config, tokenize=False)
+        prompts, problems = prompts_problems(config, tokenize=False)
         return _Findings(config, None, None, None, prompts, [*cross_checks(config), *error.problems, *problems])
     found = _inspect_folders(here.config)
     return replace(found, problems=here.named(found.problems))
@@ -138,7 +137,7 @@ def _inspect_folders(config: RunConfig) -> _Findings:
     if origin is not None and model is not None:
         teacher, companions = _companion_problems(config, origin)
         problems += companions
-    prompts, data_problems = _prompts(config, tokenize=model is not None)
+    prompts, data_problems = prompts_problems(config, tokenize=model is not None)
     return _Findings(config, origin, model, teacher, prompts, problems + data_problems)
 
 
@@ -186,58 +185,6 @@ def _adapted_models(config: RunConfig, origin: Origin) -> Iterator[tuple[str, st
         yield "the model", origin.policy.model
     if critic is not None and critic.train_type != "full":
         yield "the critic's model", critic.model or origin.policy.model
-
-
-def _prompts(config: RunConfig, *, tokenize: bool) -> tuple[int | None, list[Problem]]:
-    """Usable prompts to train on, where there are any, and everything wrong with the prompt files."""
-    from trainers.data.chat import ChatEncoder, limit_lengths
-    from trainers.data.reader import open_prompts
-
-    problems: list[Problem] = []
-    encoder, count, data = None, None, config.data
-    if tokenize:
-        try:
-            encoder = ChatEncoder.load(config.policy.model, chat_template=config.policy.chat_template)
-        except UserError as error:
-            problems += error.problems
-    with tempfile.TemporaryDirectory() as folder:
-        for paths in (data.eval_prompts, data.prompts):
-            if paths is None:
-                continue
-            try:
-                prompts = open_prompts(
-                    paths,
-                    skip_invalid=data.skip_invalid,
-                    strip_responses=data.strip_responses,
-                    rejected=Path(folder) / "rejected.jsonl",
-                )
-                if encoder is not None:
-                    prompts, _ = limit_lengths(
-                        prompts, encoder, max_tokens=data.max_prompt_tokens, overlong=data.overlong
-                    )
-                count = len(prompts)
-                if paths is data.prompts and config.learns_from_data:
-                    problems += _response_problems(prompts, config.algorithm.type)
-            except UserError as error:
-                count = None
-                problems += error.problems
-    return count, problems
-
-
-def _response_problems(prompts: Iterable[Prompt], algorithm: str) -> list[Problem]:
-    """Whether every record of the data has a response to learn from."""
-    without = (prompt for prompt in prompts if prompt.response is None)
-    first = next(without, None)
-    if first is None:
-        return []
-    others = sum(1 for _ in without)
-    more = f", nor do {_count(others, 'other record')}" if others else ""
-    message = (
-        f"holds no response{more}; {algorithm} learns from the data's responses (data.strip_responses) in the steps "
-        "that the policy does not write: give each record one, or set algorithm.lmbda: 1, or let the teacher write "
-        "with data.strip_responses: false"
-    )
-    return [Problem(f"{first.source}:{first.line}", message)]
 
 
 def roles(config: RunConfig, *, gpus: bool) -> list[Role]:

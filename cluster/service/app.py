@@ -68,7 +68,7 @@ def make_parts(settings: Settings, cluster: RayCluster) -> AppState:
         datasets=Datasets(settings.datasets, most=settings.max_uploads_bytes),
         metrics=MetricsReader(),
         tickets=Tickets(),
-        lengths=Lengths(),
+        lengths=Lengths(settings.root),
         planner=Helper("planner"),
         checker=Helper("checker"),
         reader=Helper("reader"),

@@ -29,6 +29,7 @@ from cluster.runs.adalora_ranks import read_ranks
 from cluster.runs.checkpoint import Checkpoint, CheckpointStore
 from cluster.runs.daemon_threads import run_within
 from cluster.runs.directory import RunDirectory, RunError, find_resumable, resume_differences
+from cluster.runs.prompts_cache import PromptsCache, known_lengths
 from cluster.runs.recorder import Recorder
 from cluster.training.driver import Data, Driver, Interrupted, Sinks
 from cluster.training.progress import Progress, make_progress
@@ -270,13 +271,16 @@ class Recording:
 def open_data(config: RunConfig, run: RunDirectory) -> Data:
     """Prompts, read and checked; those that do not fit are refused, or left out and counted, as configured."""
     data = config.data
-    encoder = ChatEncoder.load(config.policy.model, chat_template=config.policy.chat_template)
+    policy = config.policy
+    encoder = ChatEncoder.load(policy.model, chat_template=policy.chat_template)
+    memory = known_lengths(PromptsCache(run.path.parent), policy.model, policy.chat_template)
 
     def prompts(paths: str | list[str]) -> PromptSet:
         found = open_prompts(
             paths, skip_invalid=data.skip_invalid, strip_responses=data.strip_responses, rejected=run.rejected
         )
-        return limit_lengths(found, encoder, max_tokens=data.max_prompt_tokens, overlong=data.overlong)[0]
+        limit, overlong = data.max_prompt_tokens, data.overlong
+        return limit_lengths(found, encoder, max_tokens=limit, overlong=overlong, memory=memory)[0]
 
     stream = PromptStream(prompts(data.prompts), seed=config.seed, shuffle=data.shuffle, weights=data.weights)
     eval_prompts = prompts(data.eval_prompts) if data.eval_prompts else ()

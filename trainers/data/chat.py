@@ -12,14 +12,16 @@ from typing import Any, Literal, Protocol, Self
 
 import jinja2
 import numpy as np
+import numpy.typing as npt
 
 from trainers.adapter_folder import tokenizer_source
 from trainers.data.findings import SHOWN, Finding, Findings, plural, printable
-from trainers.data.reader import PromptSet
+from trainers.data.reader import PromptFile, PromptSet
 from trainers.errors import Problem, UserError
 from trainers.types import Prompt
 
 _BATCH = 256
+_REFUSED = -1  # in place of a number of tokens
 # What templates raise: their own raise_exception, undefined names, and Python's errors from within an expression.
 _TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 
@@ -119,31 +121,63 @@ class Lengths:
         return rows
 
 
-class Prompts(Protocol):
-    """What can be measured: prompts by number."""
+class LengthMemory(Protocol):
+    """Where the lengths of a file's prompts are kept, so that a file is tokenized once."""
 
-    def __len__(self) -> int: ...
+    def recall(self, prompts: PromptFile) -> npt.NDArray[np.int32]:
+        """Tokens of the first prompts of a file, as many as are known; -1 for one that the template refuses."""
+        ...
 
-    def __getitem__(self, i: int, /) -> Prompt: ...
+    def keep(self, prompts: PromptFile, lengths: npt.NDArray[np.int32], *, complete: bool) -> None:
+        """Offer the lengths of the first prompts; asked often, so that what an interruption leaves is not lost."""
+        ...
 
 
-def measure(prompts: Prompts, encoder: ChatEncoder, lengths: Lengths) -> Iterator[tuple[int, int, Finding]]:
+def measure(
+    prompts: PromptFile, encoder: ChatEncoder, lengths: Lengths, *, memory: LengthMemory | None = None
+) -> Iterator[tuple[int, int, Finding]]:
     """Count every prompt into `lengths`; yields (number, line, finding) for each that is too long or refused."""
+    for i, length in _token_counts(prompts, encoder, memory):
+        if isinstance(length, Finding):
+            lengths.refused += 1
+            yield i, prompts.line(i), length
+            continue
+        lengths.add(length)
+        if length > lengths.limit:
+            expected = f"at most {lengths.limit:,} (data.max_prompt_tokens; data.overlong: filter leaves it out)"
+            yield i, prompts.line(i), Finding("prompt", f"{length:,} tokens", expected)
+
+
+def _token_counts(
+    prompts: PromptFile, encoder: ChatEncoder, memory: LengthMemory | None
+) -> Iterator[tuple[int, int | Finding]]:
+    """(number, tokens or why the template refuses it) of every prompt; what `memory` knows is not encoded again,
+    except for what is refused, whose reason is not kept."""
+    counts = np.full(len(prompts), _REFUSED, dtype=np.int32)
+    known = 0
+    if memory is not None:
+        recalled = memory.recall(prompts)[: len(prompts)]
+        known = len(recalled)
+        counts[:known] = recalled
     for start in range(0, len(prompts), _BATCH):
-        batch = [prompts[i] for i in range(start, min(start + _BATCH, len(prompts)))]
-        for i, length in enumerate(encoder.lengths(batch)):
-            if isinstance(length, Finding):
-                lengths.refused += 1
-                yield start + i, batch[i].line, length
-                continue
-            lengths.add(length)
-            if length > lengths.limit:
-                expected = f"at most {lengths.limit:,} (data.max_prompt_tokens; data.overlong: filter leaves it out)"
-                yield start + i, batch[i].line, Finding("prompt", f"{length:,} tokens", expected)
+        numbers = range(start, min(start + _BATCH, len(prompts)))
+        asked = [i for i in numbers if i >= known or counts[i] == _REFUSED]
+        encoded = dict(zip(asked, encoder.lengths([prompts[i] for i in asked]), strict=True)) if asked else {}
+        for i, length in encoded.items():
+            counts[i] = _REFUSED if isinstance(length, Finding) else length
+        if memory is not None and numbers.stop > known:
+            memory.keep(prompts, counts[: numbers.stop], complete=numbers.stop == len(prompts))
+        for i in numbers:
+            yield i, encoded[i] if i in encoded else int(counts[i])
 
 
 def limit_lengths(
-    prompts: PromptSet, encoder: ChatEncoder, *, max_tokens: int, overlong: Literal["error", "filter"]
+    prompts: PromptSet,
+    encoder: ChatEncoder,
+    *,
+    max_tokens: int,
+    overlong: Literal["error", "filter"],
+    memory: LengthMemory | None = None,
 ) -> tuple[PromptSet, Lengths]:
     """The prompts that fit, and the lengths of all. Never cuts a prompt.
 
@@ -155,7 +189,7 @@ def limit_lengths(
     kept: list[np.ndarray[Any, np.dtype[np.int64]]] = []
     for file in prompts.files:
         fits = np.ones(len(file), dtype=np.bool_)
-        for i, line, finding in measure(file, encoder, lengths):
+        for i, line, finding in measure(file, encoder, lengths, memory=memory):
             fits[i] = False
             if overlong == "error" or finding.field == "messages":
                 findings.add(line, [finding])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from trainers.data.chat import ChatEncoder, Lengths, measure
+from trainers.data.chat import ChatEncoder, LengthMemory, Lengths, measure
 from trainers.data.detect import Detector
 from trainers.data.findings import FileReport
 from trainers.data.reader import ScanOptions, scan
@@ -45,6 +45,7 @@ class CheckOptions:
 
     strip_responses: bool = False
     encoder: ChatEncoder | None = None
+    memory: LengthMemory | None = None
     max_prompt_tokens: int = 1024
     stdin: BinaryIO | None = None
     on_bytes: Callable[[int], None] | None = None
@@ -62,7 +63,7 @@ def check(address: str, options: CheckOptions) -> Checked:
     if options.encoder is None or file is None:
         return Checked(tally.report())
     lengths = Lengths(options.max_prompt_tokens)
-    for _, line, finding in measure(file, options.encoder, lengths):
+    for _, line, finding in measure(file, options.encoder, lengths, memory=options.memory):
         tally.findings.add(line, [finding])
     return Checked(tally.report(), lengths)
 

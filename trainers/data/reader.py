@@ -69,7 +69,7 @@ class PromptFile:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> Prompt:
-        return to_prompt(self.record(i), source=self.source, line=int(self.rows[i]["line"]))
+        return to_prompt(self.record(i), source=self.source, line=self.line(i))
 
     def record(self, i: int) -> dict[str, Any]:
         """The complete record as written in the file, with integers of any size."""
@@ -83,6 +83,17 @@ class PromptFile:
             where = f"{self.source}:{int(row['line'])}"
             raise UserError([Problem(where, "the file was changed while it is in use; start again with the new one")])
         return record
+
+    def line(self, i: int) -> int:
+        """The line of a prompt in its file, from 1 (a row, in Parquet)."""
+        return int(self.rows[i]["line"])
+
+    def identity(self) -> str:
+        """Changes with the content of the file and with which of its prompts are used; not with its path."""
+        digest = hashlib.sha256(f"{self.fingerprint} {len(self)}\n".encode())
+        for start in range(0, len(self), 2**16):
+            digest.update(self.rows["line"][start : start + 2**16].tobytes())
+        return digest.hexdigest()
 
     def reads(self, stored: BinaryIO) -> bool:
         """True if this file itself is read, not a copy."""

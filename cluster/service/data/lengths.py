@@ -21,7 +21,9 @@ _Key = tuple[str, str, int, tuple[int, ...]]
 class Lengths:
     """Reports by file, model and limit; the last ones stay in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path) -> None:
+        """`root`: of the runs, beside which counts of tokens are kept for their plans."""
+        self._root = root
         self._helper = Helper("lengths")
         self._turn = asyncio.Lock()
         self._reports: OrderedDict[_Key, dict[str, Any]] = OrderedDict()
@@ -32,7 +34,8 @@ class Lengths:
         try:
             async with asyncio.timeout(LENGTHS_S), self._turn:  # who asks for the same meanwhile finds it
                 if key not in self._reports:
-                    arguments = {"path": path, "model": model, "max_prompt_tokens": max_prompt_tokens}
+                    limit = {"max_prompt_tokens": max_prompt_tokens}
+                    arguments = {"path": path, "model": model, "root": str(self._root), **limit}
                     self._reports[key] = await self._helper.call("lengths", arguments, deadline_s=LENGTHS_S)
         except TimeoutError:  # the wait for others' counts
             raise ApiError(503, "deadline", f"lengths took longer than {LENGTHS_S:g} s and was ended") from None

@@ -85,11 +85,17 @@ def _limit_memory(most: int) -> None:
 
 def lengths(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The report on one prompt file with its prompts' lengths in a model's tokens."""
+    from cluster.runs.prompts_cache import PromptsCache, known_lengths
     from trainers.data.chat import ChatEncoder
     from trainers.data.check import CheckOptions, check
 
     encoder = ChatEncoder.load(arguments["model"])
-    options = CheckOptions(encoder=encoder, max_prompt_tokens=arguments["max_prompt_tokens"], strip_responses=True)
+    options = CheckOptions(
+        encoder=encoder,
+        memory=known_lengths(PromptsCache(Path(arguments["root"])), arguments["model"], None),
+        max_prompt_tokens=arguments["max_prompt_tokens"],
+        strip_responses=True,
+    )
     return check(arguments["path"], options).as_json()
 
 

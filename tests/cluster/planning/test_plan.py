@@ -56,6 +56,7 @@ def make(policy, tmp_path):
         (tmp_path / "prompts.jsonl").write_text("".join(f"{line}\n" for line in prompts))
         (tmp_path / "rule.py").write_text("def score(*, prompt, completion, **columns):\n    return 1.0\n")
         tree = {
+            "root": str(tmp_path / "runs"),
             "policy": {"model": str(policy), "dtype": "float32"},
             "data": {"prompts": str(tmp_path / "prompts.jsonl"), "max_prompt_tokens": 64},
             "rewards": [{"type": "function", "path": f"{tmp_path / 'rule.py'}:score"}],

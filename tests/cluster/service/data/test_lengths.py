@@ -24,8 +24,8 @@ from trainers.tiny_models import make_tokenizer
 
 
 @pytest.fixture
-async def lengths() -> AsyncIterator[Lengths]:
-    found = Lengths()
+async def lengths(tmp_path: Path) -> AsyncIterator[Lengths]:
+    found = Lengths(tmp_path / "runs")
     yield found
     await found.close()
 
