@@ -127,7 +127,7 @@ def _response_problems(prompts: Iterable[Prompt], algorithm: str) -> list[Proble
     more = f", nor do {others} other record{'' if others == 1 else 's'}" if others else ""
     message = (
         f"holds no response{more}; {algorithm} learns from the data's responses (data.strip_responses) in the steps "
-        "that the policy does not write: give each record one, or set algorithm.lmbda: 1, or let the teacher write with "
-        "data.strip_responses: false"
+        "that the policy does not write: give each record one, or set algorithm.lmbda: 1, or let the teacher write "
+        "with data.strip_responses: false"
     )
     return [Problem(f"{first.source}:{first.line}", message)]

@@ -110,7 +110,7 @@ def test_what_the_store_has_not_comes_with_all_other_problems(make, bucket):
     [
         (
             "memory://bucket/policy",
-            "is the address memory://bucket/policy, and only a folder or a hub id can be a base",
+            "is the address memory://bucket/policy; only a folder or a hub id can be a base",
         ),
         ("/nowhere/base", "is not here: /nowhere/base"),
     ],
