@@ -21,14 +21,14 @@ from trainers.data.source import STDIN, UnreadableError, source
 from trainers.errors import UserError
 
 READY, NOT_READY = 0, 2
-_LARGE = 2**23  # bytes from which a progress bar is worth its lines
-_STRIDE = 2**28  # bytes between two lines where there is no bar
-_WIDTH = 160  # where the output is no terminal
+_LARGE = 2**23  # bytes from which a progress bar is shown
+_STRIDE = 2**28  # bytes between two progress lines without a terminal
+_WIDTH = 160  # characters, if the output is not a terminal
 _BAR = 40
 
 
 def data_check(files: list[str], *, model: str | None, strip_responses: bool, as_json: bool) -> int:
-    """Report on every file; 0 only if each is ready as it is (with `strip_responses`: as it is used then), else 2."""
+    """Report on every file; 0 only if each is ready (with `strip_responses`: as it is used then), else 2."""
     errors = Console(stderr=True, markup=False, highlight=False)
     try:
         encoder = None if model is None else ChatEncoder.load(model)
@@ -59,7 +59,7 @@ def data_check(files: list[str], *, model: str | None, strip_responses: bool, as
 
 @contextmanager
 def _progress(address: str, console: Console) -> Iterator[Callable[[int], None] | None]:
-    """A bar over the stored bytes of a large file; lines, one for every `_STRIDE` bytes, where there is no terminal."""
+    """A bar over the stored bytes of a large file; without a terminal, a line for every `_STRIDE` bytes."""
     size = _size(address)
     if size is not None and size < _LARGE:
         yield None
@@ -91,7 +91,7 @@ def _size(address: str) -> int | None:
     try:
         return source(address).size()
     except UnreadableError:
-        return 0  # the report says why
+        return 0  # the report shows why
 
 
 def _print(checked: Checked) -> None:

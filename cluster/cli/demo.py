@@ -1,6 +1,6 @@
-"""The demo: tiny models made from code and a seed, then GRPO on them, then what became of it.
+"""The demo: tiny models made from code and a seed, GRPO on them, and a comparison of before and after.
 
-It makes what the files in `examples/arithmetic/` name and runs `grpo.yaml` as `rlhf train` would.
+It creates the files that the configs in `examples/arithmetic/` name, and runs `grpo.yaml` as `rlhf train` would.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Stopwatch:
 
 
 def run_demo(root: Path, *, prepare_only: bool = False, console: Console | None = None) -> int:
-    """Make what is missing, train, and show what changed; an exit code."""
+    """Create what is missing, train, and show what changed. Returns an exit code."""
     console = console or Console()
     watch = Stopwatch()
     if not EXAMPLE.exists():
@@ -72,13 +72,13 @@ def run_demo(root: Path, *, prepare_only: bool = False, console: Console | None 
 
 
 def prepare(console: Console, watch: Stopwatch) -> None:
-    """Make policy, reward model and prompts, the models only where what is there was not made by the same code."""
+    """Create policy, reward model and prompts; models that the same code made are kept."""
     made_by = MODELS / "made_by"
     if not made_by.exists() or made_by.read_text(encoding="utf-8") != recipe():
         shutil.rmtree(MODELS, ignore_errors=True)
         MODELS.mkdir(parents=True)
         made_by.write_text(recipe(), encoding="utf-8")
-    disable_progress_bar()  # transformers', which would cut through ours
+    disable_progress_bar()  # transformers', which would break into ours
     with Progress(console=console) as bar:
         makers: dict[str, Callable[..., None]] = {
             "policy": make_policy,
@@ -107,7 +107,7 @@ def _showing(bar: Progress, task: TaskID) -> Callable[[int, int], None]:
 
 
 def report(outcome: Outcome, watch: Stopwatch, console: Console) -> None:
-    """Before and after, some answers, where the time went, and where everything lies."""
+    """Before and after, sample completions, time and memory, and the paths of the results."""
     metrics = read_metrics(outcome.run.metrics)
     evaluations = [m for m in metrics if "eval/correct" in m]
     console.print(_scores(evaluations[0], evaluations[-1]))
@@ -119,13 +119,13 @@ def report(outcome: Outcome, watch: Stopwatch, console: Console) -> None:
 
 def _scores(before: dict[str, Any], after: dict[str, Any]) -> Table:
     table = Table("held-out prompts, sampled at temperature 1", "before", "after", title="What was learned")
-    for name, key in (("reward (model)", "eval/reward_mean"), ("accuracy (rule, watched)", "eval/correct")):
+    for name, key in (("reward (model)", "eval/reward_mean"), ("accuracy (rule, monitored)", "eval/correct")):
         table.add_row(name, f"{before[key]:.3f}", f"{after[key]:.3f}")
     return table
 
 
 def _answers(run: RunDirectory, last: int) -> Table:
-    table = Table("prompt", "answers before", "answers after", title="Some answers")
+    table = Table("prompt", "completions before", "completions after", title="Sample completions")
     before, after = (_by_prompt(run.rollouts / f"eval-{step:06d}.parquet") for step in (0, last))
     for prompt in islice(before, _SHOWN_PROMPTS):
         table.add_row(prompt, "  ".join(before[prompt]), "  ".join(after[prompt]))
@@ -140,7 +140,7 @@ def _by_prompt(file: Path) -> dict[str, list[str]]:
 
 
 def _times(outcome: Outcome, watch: Stopwatch, metrics: list[dict[str, Any]]) -> Table:
-    """Seconds by part; scoring is told apart from generating by each step's own clock."""
+    """Seconds by part; each step's clock separates scoring from generating."""
     scoring = sum(m.get("time/reward_s", 0.0) for m in metrics)
     phases = dict(outcome.seconds)
     phases["generate"] = phases.get("generate", 0.0) - scoring

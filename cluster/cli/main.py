@@ -16,7 +16,7 @@ from trainers.errors import Problem, UserError
 
 
 class _Group(TyperGroup):
-    """Prints what a user can mend as a list, without a traceback, and exits with 2."""
+    """Prints user errors as a list, without a traceback, and exits with 2."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -29,23 +29,23 @@ class _Group(TyperGroup):
 app = typer.Typer(
     name="rlhf",
     cls=_Group,
-    help="Online RLHF on a Ray cluster: vLLM writes, a reward service judges, DeepSpeed learns.",
+    help="Online RLHF on a Ray cluster: vLLM generates, a reward service scores, DeepSpeed trains.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would double the time of --help
 )
-data_app = typer.Typer(no_args_is_help=True, help="Prompts files.")
-runs_app = typer.Typer(no_args_is_help=True, help="The runs under a root.")
+data_app = typer.Typer(no_args_is_help=True, help="Check prompts files.")
+runs_app = typer.Typer(no_args_is_help=True, help="List, show and stop runs.")
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", show_default=False, help="The run's config.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", show_default=False, help="Values to change in it.")
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", show_default=False, help="Config values to change.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Root = Annotated[Path, typer.Option(help="Folder of all runs' directories.")]
+Root = Annotated[Path, typer.Option(help="Folder that contains the runs.")]
 
 
 def print_problems(problems: tuple[Problem, ...]) -> None:
@@ -78,7 +78,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -88,10 +90,10 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[
-        str, typer.Option(metavar="auto|never|DIR", help="The newest checkpoint, none, or this run's directory.")
+        str, typer.Option(metavar="auto|never|DIR", help="Resume the newest fitting run, none, or the run in DIR.")
     ] = "auto",
 ) -> None:
-    """Train, on the cluster at RAY_ADDRESS or else on this machine."""
+    """Train, or resume: on the cluster at RAY_ADDRESS, else on this machine."""
     from cluster.config.run import load_config
 
     run = load_config(config, overrides or [])
@@ -113,11 +115,12 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     gpus: Annotated[
-        bool | None, typer.Option("--gpus/--cpus", show_default=False, help="Plan for them, not as this machine is.")
+        bool | None,
+        typer.Option("--gpus/--cpus", show_default=False, help="Plan for GPUs or CPUs; by default as on this machine."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Explain a run before anything starts: config, batches, roles, memory, every problem. Needs no GPU."""
+    """Check a run without starting it: full config, batches, roles, memory, every problem. Needs no GPU."""
     from cluster.config.run import load_config, problems_as_json
 
     try:
@@ -141,13 +144,13 @@ def plan(
 @app.command()
 def chat(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a trained model or of a PEFT adapter.")],
-    base: Annotated[str | None, typer.Option(help="A model to answer beside it.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Answer this once, and end.")] = None,
-    system: Annotated[str | None, typer.Option(help="A system turn.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0, help="0 = always the likeliest token.")] = 1.0,
+    base: Annotated[str | None, typer.Option(help="A second model that replies too.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Reply to this prompt and exit.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 = always the most probable token.")] = 1.0,
 ) -> None:
-    """Try a trained model, beside its base."""
+    """Chat with a trained model, beside its base."""
     from cluster.models.chat import ChatOptions, run_chat
 
     options = ChatOptions(max_tokens=max_tokens, temperature=temperature, system=system)
@@ -157,12 +160,17 @@ def chat(
 @app.command()
 def export(
     run: Annotated[
-        str, typer.Argument(metavar="RUN", show_default=False, help="Its directory, its id or the beginning of it.")
+        str,
+        typer.Argument(
+            metavar="RUN", show_default=False, help="The run's directory, its id, or a unique prefix of it."
+        ),
     ],
-    merged: Annotated[Path, typer.Option(metavar="FOLDER", show_default=False, help="Where to write; made, or empty.")],
+    merged: Annotated[
+        Path, typer.Option(metavar="FOLDER", show_default=False, help="Where to write: a new or empty folder.")
+    ],
     root: Root = Path("runs"),
 ) -> None:
-    """Write a run's adapter (lora, qlora, adalora) merged into its base as one whole model, and state the error."""
+    """Merge a run's adapter (lora, qlora, adalora) into its base, as one full model, and report the rounding error."""
     from cluster.models.export import describe, export_merged
     from cluster.runs.summary import find_run
 
@@ -172,30 +180,33 @@ def export(
 
 @app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any that is free.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on; all but loopback need a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any free port.")] = 8080,
     root: Root = Path("runs"),
     models: Annotated[
         list[str] | None, typer.Option(metavar="DIR", help="Folder or s3://… to find models in. Repeatable.")
     ] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Folder that prompts may come from. Repeatable.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="DIR", help="Folder from which configs may name prompts. Repeatable.")
+    ] = None,
     reward_files: Annotated[
-        list[Path] | None, typer.Option(help="Folder whose .py files may be reward functions. Repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder whose .py files may be reward functions. Repeatable."),
     ] = None,
     proxy: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="ADDRESS", help="IP or network of a reverse proxy whose X-Forwarded-For counts. Repeatable."
+            metavar="ADDRESS", help="IP or network of a reverse proxy whose X-Forwarded-For is trusted. Repeatable."
         ),
     ] = None,
     max_concurrent_runs: Annotated[
-        int | None, typer.Option(min=1, show_default=False, help="Runs at a time; by default what fits, 1 on CPUs.")
+        int | None, typer.Option(min=1, show_default=False, help="Runs at a time; default: as many as fit, 1 on CPUs.")
     ] = None,
-    max_upload_gb: Annotated[float, typer.Option(min=0.001, help="Largest upload.")] = 10,
-    max_uploads_gb: Annotated[float, typer.Option(min=0.001, help="All uploads together.")] = 100,
-    new_token: Annotated[bool, typer.Option("--new-token", help="Print a new bearer token, and end.")] = False,
+    max_upload_gb: Annotated[float, typer.Option(min=0.001, help="Largest upload, in 10^9 bytes.")] = 10,
+    max_uploads_gb: Annotated[float, typer.Option(min=0.001, help="All uploads together, in 10^9 bytes.")] = 100,
+    new_token: Annotated[bool, typer.Option("--new-token", help="Print a new bearer token and exit.")] = False,
 ) -> None:
-    """Serve the web page and the HTTP API; runs go on when it ends."""
+    """Serve the web page and the HTTP API; runs continue when it ends."""
     from cluster.service import serve as service
 
     if new_token:
@@ -222,11 +233,12 @@ def submit(
     config: ConfigFile,
     overrides: Overrides = None,
     address: Annotated[
-        str | None, typer.Option(metavar="URL", show_default=False, help="Ray's dashboard; else RAY_ADDRESS.")
+        str | None,
+        typer.Option(metavar="URL", show_default=False, help="Address of Ray's dashboard; default RAY_ADDRESS."),
     ] = None,
-    follow: Annotated[bool, typer.Option(help="Show the run's output until it ends; exit as it does.")] = False,
+    follow: Annotated[bool, typer.Option(help="Show the run's output until it ends; exit with its code.")] = False,
 ) -> None:
-    """Start a run on a cluster through the Ray Jobs API; its files must be where the cluster can read them."""
+    """Start a run on a cluster through the Ray Jobs API; the cluster must be able to read its files."""
     from cluster.config.run import load_config
     from cluster.jobs.submit import submit as submit_run
 
@@ -236,9 +248,9 @@ def submit(
 @app.command()
 def demo(
     root: Root = Path("runs"),
-    prepare: Annotated[bool, typer.Option("--prepare", help="Only make the models and prompts.")] = False,
+    prepare: Annotated[bool, typer.Option("--prepare", help="Only create the models and prompts.")] = False,
 ) -> None:
-    """Make a tiny policy and reward model and train with them: minutes on two cores."""
+    """Create a tiny policy and reward model and train with them: minutes on two cores."""
     from cluster.cli.demo import run_demo
 
     raise typer.Exit(run_demo(root, prepare_only=prepare))
@@ -246,12 +258,14 @@ def demo(
 
 @data_app.command("check")
 def data_check(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", show_default=False, help="Prompts files.")],
-    model: Annotated[str | None, typer.Option(help="Tokenise with this model: lengths, chat template.")] = None,
-    strip_responses: Annotated[bool, typer.Option(help="Use the prompts of files that hold responses.")] = False,
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", show_default=False, help="Prompts files; - is standard input.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Tokenize with this model: lengths, chat template.")] = None,
+    strip_responses: Annotated[bool, typer.Option(help="Accept files with responses; use their prompts only.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what format prompts files have and what is wrong with them, by line. Exits with 0 if all are ready."""
+    """Report the format of prompts files and every problem by line. Exits with 0 if all are ready."""
     from cluster.cli.data_check import data_check as check
 
     raise typer.Exit(check(files, model=model, strip_responses=strip_responses, as_json=as_json))
@@ -259,7 +273,7 @@ def data_check(
 
 @runs_app.command("list")
 def runs_list(root: Root = Path("runs"), as_json: AsJson = False) -> None:
-    """Every run under the root."""
+    """List the runs."""
     from cluster.runs.summary import list_runs
 
     runs = list_runs(root)
@@ -273,11 +287,13 @@ def runs_list(root: Root = Path("runs"), as_json: AsJson = False) -> None:
 
 @runs_app.command("show")
 def runs_show(
-    run_id: Annotated[str, typer.Argument(metavar="ID", show_default=False, help="The run's id, or its beginning.")],
+    run_id: Annotated[
+        str, typer.Argument(metavar="ID", show_default=False, help="The run's id, or a unique prefix of it.")
+    ],
     root: Root = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """One run: state, last metrics, checkpoints, the error it ended with."""
+    """Show a run: state, last metrics, checkpoints, its error."""
     from cluster.runs.summary import details, find_run
 
     found = details(find_run(root, run_id))
@@ -291,10 +307,12 @@ def runs_show(
 
 @runs_app.command("stop")
 def runs_stop(
-    run_id: Annotated[str, typer.Argument(metavar="ID", show_default=False, help="The run's id, or its beginning.")],
+    run_id: Annotated[
+        str, typer.Argument(metavar="ID", show_default=False, help="The run's id, or a unique prefix of it.")
+    ],
     root: Root = Path("runs"),
 ) -> None:
-    """Have a run save a checkpoint and end, whoever started it."""
+    """Stop a run, whoever started it; it saves a checkpoint first."""
     from cluster.jobs.submit import stop
 
     typer.echo(stop(root, run_id))

@@ -12,7 +12,7 @@ from cluster.runs.summary import RunDetails, RunSummary
 
 
 def runs_table(runs: Sequence[RunSummary]) -> Table:
-    """One line a run, with the headline metrics that any of them has."""
+    """One line for each run, with the headline metrics that any of them has."""
     shown = list(dict.fromkeys(key for run in runs if run.record for key in run.record.headline))
     table = Table("id", "name", "state", "step", *map(escape, shown))
     for run in runs:
@@ -26,10 +26,10 @@ def runs_table(runs: Sequence[RunSummary]) -> Table:
 
 
 def run_table(details: RunDetails) -> Table:
-    """One run: what `run.json` says, what lies in its directory, the last step's metrics."""
+    """One run: `run.json`, what its directory contains, the last step's metrics."""
     table = Table("run", escape(details.run.id), show_header=True)
-    whole = details.as_json() | {"ranks": None}  # shown below, as a table
-    for name, value in _rows("", {**whole.pop("run"), **{key: whole[key] for key in whole if key != "metrics"}}):
+    values = details.as_json() | {"ranks": None}  # shown below, as a table
+    for name, value in _rows("", {**values.pop("run"), **{key: values[key] for key in values if key != "metrics"}}):
         table.add_row(escape(name), escape(value))
     if details.metrics:
         table.add_section()
@@ -42,7 +42,7 @@ def run_table(details: RunDetails) -> Table:
 
 
 def _rows(prefix: str, section: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Dotted name and text of each value; what is absent or empty is left out."""
+    """Dotted name and text of each value; absent and empty ones are left out."""
     for key, value in section.items():
         if isinstance(value, dict):
             yield from _rows(f"{prefix}{key}.", value)

@@ -2,5 +2,5 @@
 
 
 def correct(*, prompt, completion, answer, **columns):
-    """1 where the completion is the answer, white space around it aside, and nothing else."""
+    """1 if the completion is the answer and nothing else, apart from white space around it; else 0."""
     return float(completion.strip() == answer)

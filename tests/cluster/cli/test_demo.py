@@ -55,7 +55,7 @@ def test_it_learns_from_the_learned_reward(demo: tuple[Path, str]) -> None:
 def test_it_says_what_was_learned_and_where_it_lies(demo: tuple[Path, str]) -> None:
     run, printed = demo
     before, *_, after = evaluations(run)
-    for said in (f"{before['eval/correct']:.3f}", f"{after['eval/correct']:.3f}", "answers before", "peak MiB"):
+    for said in (f"{before['eval/correct']:.3f}", f"{after['eval/correct']:.3f}", "completions before", "peak MiB"):
         assert said in printed
     assert str(run / "model") in printed.replace("\n", "")
 
