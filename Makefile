@@ -9,7 +9,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick lint format bench requirements clean
+.PHONY: help setup demo test test-all test-quick test-shuffled coverage lint format bench requirements clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,11 +20,25 @@ setup:  ## makes .venv with everything; under a second where nothing changed
 demo: setup  ## trains the demo: GRPO on the bundled prompts, on the CPU, in under five minutes
 	@$(BIN)/rlhf demo
 
-test: setup  ## the whole suite: the quick part, then the part that starts engines
-	@$(BIN)/pytest
+# Two tests at a time; those that start engines take both cores and follow one another (tests/conftest.py). In this
+# order, so that a mistake that the quick part sees is seen first.
+PYTEST := $(BIN)/pytest -n $(or $(WORKERS),2) --dist loadgroup --no-loadscope-reorder
+QUICK := -m "not integration and not gpu"
+
+test: setup  ## the suite: the quick part, then the part that starts engines; ARGS= adds options of pytest
+	@$(PYTEST) -m "not extended" $(ARGS)
+
+test-all: setup  ## the suite, with the tests that prove in full what it proves by a covering choice
+	@$(PYTEST) $(ARGS)
 
 test-quick: setup  ## the part of the suite without engines
-	@$(BIN)/pytest -m "not integration and not gpu"
+	@$(PYTEST) $(QUICK) $(ARGS)
+
+test-shuffled: setup  ## the quick part in another order each time; SEED=n repeats one
+	@$(PYTEST) $(QUICK) -p randomly $(if $(SEED),--randomly-seed=$(SEED)) $(ARGS)
+
+coverage: setup  ## the branches that the quick part covers, by file, with the lines that it does not
+	@$(PYTEST) $(QUICK) -q --cov --cov-branch --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: setup  ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check .
