@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 Severity: TypeAlias = Literal["info", "warning", "critical"]
 
 SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "info")  # the gravest first
+
+
+def sentence(parts: Sequence[str]) -> str:
+    """One sentence of several parts; abbreviations keep their capitals.
+
+    >>> sentence(["the KL divergence jumped", "ESS fell"])
+    'The KL divergence jumped; ESS fell.'
+    """
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Every threshold stands here with its reason; docs/doctor.md is the table for peo
 from __future__ import annotations
 
 from cluster.doctor.curves import Series, spikes
-from cluster.doctor.finding import Change, Curve, Finding, Remedy, SampleEvidence
+from cluster.doctor.finding import Change, Curve, Finding, Remedy, SampleEvidence, sentence
 from cluster.doctor.reward_rules import KL_HIGH, learned
 from cluster.doctor.run_history import RunHistory
 
@@ -59,8 +59,7 @@ def unstable_training(patient: RunHistory) -> list[Finding]:
         changes += patient.scaled("train.updates_per_step", 0.5, least=1)
     if not words:
         return []
-    text = f"{'; '.join(words)}.".capitalize() if len(words) == 1 else f"{'; '.join(words)}."
-    return [_unstable("critical" if len(words) > 1 else "warning", text[0].upper() + text[1:], tuple(curves), changes)]
+    return [_unstable("critical" if len(words) > 1 else "warning", sentence(words), tuple(curves), changes)]
 
 
 def _unstable(severity: str, text: str, curves: tuple[Curve, ...], changes: tuple[Change, ...]) -> Finding:
@@ -100,7 +99,7 @@ def mode_collapse(patient: RunHistory) -> list[Finding]:
             rule="mode_collapse",
             severity="info" if solved else "critical" if hopeless else "warning",
             title="Answers have become alike",
-            explanation=f"{'; '.join(words)}.{close if solved else ''}".capitalize(),
+            explanation=sentence(words) + (close if solved else ""),
             remedy=Remedy(
                 "Raise the temperature and the KL coefficient, let rare tokens gain more (`clip_high` 0.28), and give "
                 "more diverse prompts. A checkpoint from before the fall is the better start.",

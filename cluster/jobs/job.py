@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import re
+import secrets
 import signal
 import socket
 from os import kill
@@ -26,14 +27,27 @@ _HOLDER = re.compile(r"process (\d+) on (.+)")
 
 
 class Job(Config):
-    """`job.json` of a run that the service was asked to start: where it stands between the queue and Ray."""
+    """`job.json` of a run that the service was asked to start: its place between the queue and Ray."""
 
     since: float
     """When it joined the queue, in seconds since 1970; the order of the queue."""
     submission: str | None = None
-    """The Ray job's id; null while it waits."""
+    """The Ray job's id, written before Ray is asked to start it; null before the first attempt."""
+    unconfirmed: bool = False
+    """Whether Ray may or may not have accepted the submission. It is only ever tried again under the same id, of which
+    Ray accepts one job."""
     asked: Asked | None = None
     """What was asked of it that has not happened yet."""
+
+    @property
+    def started(self) -> bool:
+        """Whether Ray has accepted it; until then it waits."""
+        return self.submission is not None and not self.unconfirmed
+
+
+def new_submission(run_id: str) -> str:
+    """A new id for a run's Ray job."""
+    return f"{run_id}-{secrets.token_hex(3)}"
 
 
 def is_held(directory: RunDirectory) -> bool:
@@ -63,13 +77,14 @@ def current_state(directory: RunDirectory, record: RunRecord, job: Job | None) -
 def vanished(directory: RunDirectory) -> RunError:
     """The error of a run whose process ended without writing one down."""
     steps = checkpoint_steps(directory.checkpoints)
-    advice = f"resume goes on from step {steps[-1]}" if steps else "there is no checkpoint yet; resume starts it anew"
+    cause = "The driver process exited without reporting an error (killed, out of memory, or node failure?)"
+    advice = f"resume continues from step {steps[-1]}" if steps else "no checkpoint yet; resume starts from step 0"
     log = directory.logs / "driver.log"
     return RunError(
         role="driver",
         phase="train",
         type="Vanished",
-        message=f"its process is gone without a word (killed, out of memory, the machine went down?); {advice}",
+        message=f"{cause}; {advice}",
         log=str(log) if log.is_file() else None,
     )
 
@@ -81,7 +96,7 @@ def not_started(directory: RunDirectory) -> RunError:
         text = log.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         text = ""
-    message = text[-_TAIL:] or "its process ended before the run began, and wrote nothing"
+    message = text[-_TAIL:] or "The driver process exited before the run began and wrote no log."
     return RunError(role="driver", phase="start", type="NotStarted", message=message, log=str(log) if text else None)
 
 

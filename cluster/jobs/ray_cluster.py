@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import shlex
@@ -21,8 +20,9 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import psutil
 from pydantic import BaseModel
@@ -36,11 +36,15 @@ logger = logging.getLogger(__name__)
 START_S = 120.0
 RETRY_S = 15.0
 ASK_S = 15.0
+SUBMIT_S = 60.0  # of a request; the wait for it is longer, so that its own error comes first
 STOP_S = 3600  # how long Ray waits for a run to save its checkpoint before it is killed
 _POLL_S = 0.5
 _TEMPORARY = "rlhf-ray-"  # what the names of Ray's own folders begin with
 _SHOWN = ("CPU", "GPU", "memory")
 BIN = Path(sys.executable).parent
+
+Found: TypeAlias = Literal["live", "ended", "absent", "unreachable"]
+"""What became of a submission: its job has not ended, has ended, Ray knows no such job, or Ray cannot be asked."""
 
 
 class Resource(BaseModel):
@@ -48,6 +52,15 @@ class Resource(BaseModel):
 
     used: float
     total: float
+
+
+class StartedRay(BaseModel):
+    """`ray.json`: the Ray that a service started."""
+
+    address: str
+    dashboard: str
+    pid: int
+    temporary: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +85,7 @@ class RayCluster:
         self._client: Any = None
         self._problem: str | None = None
         self._starting = False
+        self._sending: dict[str, asyncio.Task[None]] = {}
 
     async def stay_connected(self) -> None:
         """Find the cluster, or start one, and again where it has gone, until cancelled."""
@@ -93,10 +107,8 @@ class RayCluster:
             self._starting = False
 
     def _connect(self) -> None:
-        from ray.job_submission import JobSubmissionClient  # not before `use_rays_token`
-
         if self._given is not None:
-            self._client, self.address = JobSubmissionClient(self._given), self._given
+            self._client, self.address = _job_client(self._given), self._given
             return
         started = _read(self._file)
         if started is None or not _is_alive(started):
@@ -105,9 +117,9 @@ class RayCluster:
             if started is not None:
                 _forget(started)
             started = _start(self._file.parent)
-            write_atomic(self._file, json.dumps(started))
-        self._client = JobSubmissionClient(started["dashboard"])
-        self.address = str(started["address"])
+            write_atomic(self._file, started.model_dump_json())
+        self._client = _job_client(started.dashboard)
+        self.address = started.address
 
     @property
     def problem(self) -> str | None:
@@ -128,7 +140,7 @@ class RayCluster:
     def _status(self) -> ClusterStatus:
         answer = self._client._do_request("GET", "/api/cluster_status", timeout=ASK_S)  # Ray has no public way
         answer.raise_for_status()
-        status = answer.json()["data"]["clusterStatus"] or {}
+        status = answer.json().get("data", {}).get("clusterStatus") or {}
         usage = status.get("loadMetricsReport", {}).get("usage", {})
         found = {name: Resource(used=pair[0], total=pair[1]) for name, pair in usage.items() if name in _SHOWN}
         nodes = sum(1 for name in usage if name.startswith("node:") and name != "node:InternalHead")
@@ -137,32 +149,47 @@ class RayCluster:
         return ClusterStatus("ready", None, nodes, found)
 
     async def submit(self, run: RunDirectory, submission: str) -> None:
-        """Start a run's process on the cluster. Raises RuntimeError, OSError or TimeoutError."""
+        """Start a run's process on the cluster, at most one under one id.
+
+        Raises RuntimeError, OSError or TimeoutError, after which Ray may have accepted it: `find` says.
+        """
         if self._client is None:
             raise RuntimeError(self._problem or "Ray is being started")
+        sending = self._sending.get(submission)
+        if sending is None:
+            sending = self._sending[submission] = asyncio.create_task(self._send(run, submission))
+            sending.add_done_callback(lambda task: self._sent(submission, task))
+        async with asyncio.timeout(SUBMIT_S + ASK_S):
+            await asyncio.shield(sending)  # a thread cannot be ended: its request may still arrive
+
+    async def _send(self, run: RunDirectory, submission: str) -> None:
         train = shlex.join([str(BIN / "rlhf"), "train", str(run.path / "config.yaml"), "--resume", str(run.path)])
         log = shlex.quote(str(run.logs / "driver.log"))
-        async with asyncio.timeout(4 * ASK_S):
-            await asyncio.to_thread(
-                self._client.submit_job,
-                entrypoint=f"exec {train} >> {log} 2>&1",
-                submission_id=submission,
-                runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}},
-                metadata={"run": run.path.name},
-            )
+        await asyncio.to_thread(
+            self._client.submit_job,
+            entrypoint=f"exec {train} >> {log} 2>&1",
+            submission_id=submission,
+            runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}},
+            metadata={"run": run.path.name},
+        )
 
-    async def ended(self, submission: str) -> bool | None:
-        """Whether a job has ended; None where Ray cannot be asked. A job that Ray does not know has ended."""
-        if self._client is None:
-            return None
+    def _sent(self, submission: str, task: asyncio.Task[None]) -> None:
+        del self._sending[submission]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.info("submission %s: %s", submission, _first_line(error))
+
+    async def find(self, submission: str) -> Found:
+        """What became of a submission. While its request is still being sent, nobody can know: "unreachable"."""
+        if self._client is None or submission in self._sending:
+            return "unreachable"
         try:
             async with asyncio.timeout(ASK_S):
                 status = await asyncio.to_thread(self._client.get_job_status, submission)
         except RuntimeError as error:
-            return True if "does not exist" in str(error) or "404" in str(error) else None
+            return "absent" if "status code 404" in str(error) else "unreachable"
         except (OSError, TimeoutError):
-            return None
-        return bool(status.is_terminal())
+            return "unreachable"
+        return "ended" if status.is_terminal() else "live"
 
     async def stop(self, submission: str) -> bool:
         """Ask a job to end (SIGTERM); False where Ray cannot be asked."""
@@ -193,7 +220,7 @@ def use_rays_token(*, make: bool) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
-def _start(private: Path) -> dict[str, Any]:
+def _start(private: Path) -> StartedRay:
     """A head node on loopback with a token, in a session of its own: it outlives the service, for the runs' sake."""
     private.mkdir(parents=True, exist_ok=True)
     gcs, dashboard, agent, client = _free_ports(4)
@@ -217,20 +244,20 @@ def _start(private: Path) -> dict[str, Any]:
                 os.killpg(process.pid, signal.SIGTERM)
             raise RuntimeError(f"Ray did not start; {private / 'ray.log'} says why")
         time.sleep(_POLL_S)
-    return {"address": f"127.0.0.1:{gcs}", "dashboard": url, "pid": process.pid, "temporary": temporary}
+    return StartedRay(address=f"127.0.0.1:{gcs}", dashboard=url, pid=process.pid, temporary=temporary)
 
 
-def _is_alive(started: Mapping[str, Any]) -> bool:
+def _is_alive(started: StartedRay) -> bool:
     """Whether the Ray that was started still runs; one that is only slow to answer must not get a second beside it."""
     try:
-        return "start" in psutil.Process(int(started["pid"])).cmdline()
+        return "start" in psutil.Process(started.pid).cmdline()
     except (psutil.Error, ValueError):
         return False
 
 
-def _forget(started: Mapping[str, Any]) -> None:
+def _forget(started: StartedRay) -> None:
     """Remove the logs and sockets of a Ray that has ended."""
-    folder = Path(str(started.get("temporary", "")))
+    folder = Path(started.temporary)
     if folder.name.startswith(_TEMPORARY) and folder.parent == Path(tempfile.gettempdir()):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -246,23 +273,29 @@ def _free_ports(count: int) -> list[int]:
             one.close()
 
 
+def _job_client(address: str) -> Any:
+    """A client of Ray Jobs whose requests end; Ray's own wait for an answer without limit."""
+    from ray.job_submission import JobSubmissionClient  # not before `use_rays_token`
+
+    client = JobSubmissionClient(address)
+    client._do_request = partial(client._do_request, timeout=SUBMIT_S)  # Ray has no public way
+    return client
+
+
 def _answers(dashboard: str) -> bool:
     """Whether a dashboard's Jobs API takes requests."""
-    from ray.job_submission import JobSubmissionClient
-
     try:
-        JobSubmissionClient(dashboard).list_jobs()
+        _job_client(dashboard).list_jobs()
     except (OSError, RuntimeError):
         return False
     return True
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read(file: Path) -> StartedRay | None:
     try:
-        found = json.loads(file.read_bytes())
+        return StartedRay.model_validate_json(file.read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"address", "dashboard", "pid"} <= found.keys() else None
 
 
 def _first_line(error: BaseException) -> str:

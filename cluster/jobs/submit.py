@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import sys
 import time
 from pathlib import Path
 from typing import Final
 
 from cluster.config.run import RunConfig
-from cluster.jobs.job import Job, current_state, interrupt, not_started, read_job, write_job
+from cluster.jobs.job import Job, current_state, interrupt, new_submission, not_started, read_job, write_job
 from cluster.jobs.ray_cluster import RayCluster, use_rays_token
 from cluster.planning.plan import find_problems
 from cluster.runs.directory import RunDirectory
@@ -26,26 +25,38 @@ _POLL_S = 0.5
 
 
 def submit(config: RunConfig, *, address: str | None, follow: bool) -> int:
-    """Start the run and say where it lies; with `follow` its exit code. UserError where the cluster is not there."""
+    """Start the run and print its directory; with `follow` return its exit code. UserError if there is no cluster."""
     if problems := find_problems(config):
         raise UserError(problems)
     root = Path(config.root).resolve()
     cluster = _cluster(root, address)
     run = RunDirectory.create(root, config.name, config.model_copy(update={"root": str(root)}))
-    job = Job(since=time.time(), submission=f"{run.path.name}-{secrets.token_hex(3)}")
+    submission = new_submission(run.path.name)
+    job = Job(since=time.time(), submission=submission, unconfirmed=True)
     write_job(run, job)
-    assert job.submission is not None
+    if asyncio.run(_submit(cluster, run, submission)):
+        write_job(run, job.model_copy(update={"unconfirmed": False}))
+        print(f"submitted {run.path}", flush=True)
+    else:
+        print(f"submitted {run.path}; Ray has not confirmed it yet", flush=True)
+    return _follow(run, cluster, submission) if follow else 0
+
+
+async def _submit(cluster: RayCluster, run: RunDirectory, submission: str) -> bool:
+    """Whether Ray has confirmed it. UserError where it has refused it, and the run is stopped."""
     try:
-        asyncio.run(cluster.submit(run, job.submission))
+        await cluster.submit(run, submission)
     except (RuntimeError, OSError, TimeoutError) as error:
-        run.update(state="stopped")
-        raise UserError([Problem("--address", f"Ray did not take the run: {error}")]) from error
-    print(f"submitted {run.path}", flush=True)
-    return _follow(run, cluster, job.submission) if follow else 0
+        found = await cluster.find(submission)  # a request that timed out may have arrived
+        if found == "absent":
+            run.update(state="stopped")
+            raise UserError([Problem("--address", f"Ray has not accepted the run: {error}")]) from error
+        return found in ("live", "ended")
+    return True
 
 
 def stop(root: Path, run_id: str) -> str:
-    """Ask a run to stop; what was done, in words. UserError where it cannot be."""
+    """Ask a run to stop; what was done, in words. UserError if it cannot be stopped."""
     found = find_run(root, run_id)
     run = RunDirectory(found.path)
     job = read_job(run)
@@ -58,8 +69,12 @@ def stop(root: Path, run_id: str) -> str:
         if job is None or job.submission is None:
             raise UserError([Problem(found.id, "its process is not on this machine; stop it where it was started")])
         write_job(run, job.model_copy(update={"asked": "stop"}))
-        if not asyncio.run(_cluster(root.resolve(), None).stop(job.submission)):
-            raise UserError([Problem(found.id, "Ray did not answer; try again")])
+        cluster = _cluster(root.resolve(), None)
+        if not asyncio.run(cluster.stop(job.submission)):
+            if asyncio.run(cluster.find(job.submission)) != "absent":
+                raise UserError([Problem(found.id, "Ray did not answer; try again")])
+            run.update(state="stopped")
+            return f"{found.id} is stopped; Ray has no job for it"
     return f"{found.id} was asked to stop; it saves a checkpoint first"
 
 
@@ -77,7 +92,7 @@ def _follow(run: RunDirectory, cluster: RayCluster, submission: str) -> int:
     log = run.logs / "driver.log"
     shown = 0
     while True:
-        gone = asyncio.run(cluster.ended(submission))
+        gone = asyncio.run(cluster.find(submission)) in ("ended", "absent")
         state, _ = current_state(run, run.record(), read_job(run))  # before the log: what it wrote last is then there
         if gone and state == "queued":
             run.update(state="failed", error=not_started(run))

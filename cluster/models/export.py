@@ -91,9 +91,13 @@ def recorded_sequences(run: RunDirectory) -> list[Int32Array]:
     files = sorted(run.rollouts.glob("*.parquet"), key=lambda file: int(file.stem.rpartition("-")[2]))
     if not files:
         return []
-    rows = pq.read_table(files[-1], columns=["group", "prompt_tokens", "tokens"]).to_pylist()
-    first = {row["group"]: row for row in reversed(rows)}
-    return [np.asarray(row["prompt_tokens"] + row["tokens"], dtype=np.int32) for row in list(first.values())[:MEASURED]]
+    table = pq.read_table(files[-1], columns=["group", "prompt_tokens", "tokens"])
+    first: dict[int, int] = {}
+    for index, group in enumerate(table.column("group").to_pylist()):
+        first.setdefault(group, index)
+    rows = table.take(list(first.values())[:MEASURED])  # the others' tokens are never Python objects
+    prompts, completions = (rows.column(name).to_pylist() for name in ("prompt_tokens", "tokens"))
+    return [np.asarray(p + c, dtype=np.int32) for p, c in zip(prompts, completions, strict=True)]
 
 
 def _require_adapter(run: RunDirectory, config: RunConfig) -> None:

@@ -69,10 +69,10 @@ def make_parts(settings: Settings, cluster: RayCluster) -> AppState:
         metrics=MetricsReader(),
         tickets=Tickets(),
         lengths=Lengths(settings.root),
-        planner=Helper("planner"),
-        checker=Helper("checker"),
-        reader=Helper("reader"),
-        chat_worker=Helper("chat_worker"),
+        planner=Helper(),
+        checker=Helper(),
+        reader=Helper(),
+        chat_worker=Helper(),
     )
 
 

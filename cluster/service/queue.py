@@ -1,7 +1,7 @@
 """The queue: which run starts when, and what became of the runs that were started.
 
-One object, one loop. What it knows lies in `run.json` and `job.json` of the runs, so that a service that restarts
-goes on where it was. Runs start in the order in which they came; the first that does not fit holds the others.
+One object, one loop. Its state is in `run.json` and `job.json` of the runs, so that a service that restarts resumes
+where it was. Runs start in the order in which they came; the first that does not fit holds the others.
 """
 
 from __future__ import annotations
@@ -9,19 +9,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
+import shutil
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from cluster.config.run import RunConfig, parse_config
-from cluster.jobs.job import Asked, Job, interrupt, is_held, not_started, read_job, record_or_none, vanished, write_job
+from cluster.jobs.job import (
+    Asked,
+    Job,
+    interrupt,
+    is_held,
+    new_submission,
+    not_started,
+    read_job,
+    record_or_none,
+    vanished,
+    write_job,
+)
 from cluster.jobs.ray_cluster import ClusterStatus, RayCluster
 from cluster.planning.plan import roles
 from cluster.runs.atomic_files import RunDirectoryError
 from cluster.runs.directory import RunDirectory, RunError
-from cluster.service.errors import ApiError
-from cluster.service.run_view import QueuePlace, Run, Runs, view
+from cluster.service.errors import ApiError, not_found
+from cluster.service.run_view import QueuePlace, Run, Runs, actions, view
 from trainers.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -30,50 +43,129 @@ POLL_S: Final = 1.0
 _SETTLED: Final[Mapping[Asked, Literal["paused", "stopped"]]] = {"pause": "paused", "stop": "stopped"}
 
 
+@dataclass(slots=True)
+class _Entries:
+    """The runs in the queue, waiting or started, as the service's memory has them; `job.json` has each too."""
+
+    jobs: dict[str, Job] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def in_order(self, *, started: bool) -> list[tuple[str, Job]]:
+        """Those that have been started, or those that have not."""
+        found = [(run_id, job) for run_id, job in self.jobs.items() if job.started == started]
+        return sorted(found, key=lambda item: item[1].since)
+
+    def put(self, directory: RunDirectory, job: Job) -> None:
+        """Write the job, then remember it."""
+        write_job(directory, job)
+        self.jobs[directory.path.name] = job
+
+    def drop(self, run_id: str) -> None:
+        """Forget a run."""
+        self.jobs.pop(run_id, None)
+        self.reasons.pop(run_id, None)
+
+    def confirm(self, directory: RunDirectory, job: Job) -> Job:
+        """Ray has accepted the run's submission."""
+        job = job.model_copy(update={"unconfirmed": False})
+        self.put(directory, job)
+        self.reasons.pop(directory.path.name, None)
+        return job
+
+    def end(
+        self,
+        directory: RunDirectory,
+        state: Literal["paused", "stopped", "failed"] | None,
+        error: RunError | None = None,
+    ) -> None:
+        """Take a run off the queue; `state` unless the run has recorded one."""
+        try:
+            if state is not None:
+                with directory.locked():
+                    directory.update(state=state, error=error)
+            if (job := read_job(directory)) is not None:
+                write_job(directory, job.model_copy(update={"asked": None, "submission": None, "unconfirmed": False}))
+        except (UserError, RunDirectoryError) as problem:
+            logger.warning("%s: %s", directory.path.name, problem)
+            return  # another process holds it; tried again
+        self.drop(directory.path.name)
+
+    def lose(self, directory: RunDirectory, job: Job) -> None:
+        """Its process has ended without recording how."""
+        if job.asked is not None:
+            self.end(directory, _SETTLED[job.asked])
+            return
+        error = vanished(directory)
+        if directory.record().state == "queued":
+            error = not_started(directory)
+        self.end(directory, "failed", error)
+
+
 class Queue:
-    """Runs that wait or go, of those that this service was asked to start."""
+    """Runs that wait or run, of those that this service was asked to start.
+
+    Whatever changes one run holds that run's lock, so that no decision rests on what was true before a wait.
+    """
 
     def __init__(self, runs: Runs, cluster: RayCluster, *, max_concurrent_runs: int | None) -> None:
         self._runs = runs
         self._cluster = cluster
         self._max_concurrent_runs = max_concurrent_runs
-        self._active: dict[str, Job] = {}
-        self._reasons: dict[str, str] = {}
+        self._entries = _Entries()
         self._told: set[str] = set()
-        self._changing = asyncio.Lock()
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
         """Look after the runs until cancelled; one bad run's directory never stops the others."""
-        await asyncio.to_thread(self._find_active)
+        for run_id, job in (await asyncio.to_thread(_find_active, self._runs)).items():
+            self._entries.jobs.setdefault(run_id, job)  # a request may have come first
         while True:
             try:
-                async with self._changing:
-                    await self._look_after()
+                await self.look_after()
             except Exception:
                 logger.exception("the queue could not look after its runs; it tries again")
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S if self._active else None):
+                async with asyncio.timeout(POLL_S if self._entries.jobs else None):
                     await self._wake.wait()
 
-    async def _look_after(self) -> None:
-        status = await self._cluster.status() if self._active else ClusterStatus("ready")
-        for run_id in list(self._active):
-            await self._settle(run_id)
+    async def look_after(self) -> None:
+        """Look once at every run that waits or runs."""
+        status = await self._cluster.status() if self._entries.jobs else ClusterStatus("ready")
+        for run_id in list(self._entries.jobs):
+            async with self._locks[run_id]:
+                if run_id in self._entries.jobs:
+                    await self._settle(run_id)
         await self._start(status)
 
-    def add(self, directory: RunDirectory) -> None:
-        """Put a run, new or resumed, at the end of the queue."""
-        job = Job(since=time.time())
-        write_job(directory, job)
+    async def add(self, directory: RunDirectory) -> None:
+        """Put a new run at the end of the queue."""
+        async with self._locks[directory.path.name]:
+            self._append(directory)
+
+    async def resume(self, directory: RunDirectory) -> None:
+        """Put a run that ended before its last step at the end of the queue. Raises ApiError 409 for another one."""
+        async with self._locks[directory.path.name]:
+            run = view(directory)
+            if "resume" not in actions(run, directory):
+                raise ApiError(409, "conflict", f"a run that is {run.state} cannot be resumed")
+            self._append(directory)
+
+    async def delete(self, directory: RunDirectory) -> None:
+        """Remove a run's directory. Raises ApiError 409 while it waits or runs."""
+        async with self._locks[directory.path.name]:
+            await asyncio.to_thread(_delete, directory)
+            self._entries.drop(directory.path.name)
+
+    def _append(self, directory: RunDirectory) -> None:
+        self._entries.put(directory, Job(since=time.time()))
         directory.update(state="queued", error=None)
-        self._active[directory.path.name] = job
         self._wake.set()
 
     async def ask(self, directory: RunDirectory, what: Asked) -> None:
-        """Stop or pause a run that waits or goes. Raises ApiError 409 where that cannot be."""
-        async with self._changing:
+        """Stop or pause a run that waits or runs. Raises ApiError 409 where that cannot be."""
+        async with self._locks[directory.path.name]:
             run = view(directory)
             if run.state not in ("queued", "running") or run.stopping:
                 raise ApiError(409, "conflict", _cannot(what, run))
@@ -87,132 +179,120 @@ class Queue:
                     raise ApiError(409, "conflict", f"the service did not start this run, and {where}; stop it there")
                 return
             job = job.model_copy(update={"asked": what})
-            write_job(directory, job)
-            self._active[run.id] = job
+            self._entries.put(directory, job)
             if job.submission is not None:
                 await self._tell(job)
             else:
-                self._end(directory, _SETTLED[what])
+                self._entries.end(directory, _SETTLED[what])
         self._wake.set()
 
     def waiting(self) -> dict[str, QueuePlace]:
         """Every run that waits, in order, and why."""
-        ids = [run_id for run_id, job in self._in_order() if job.submission is None]
         return {
-            run_id: QueuePlace(position=place, reason=self._reasons.get(run_id, "it has just come"))
-            for place, run_id in enumerate(ids, start=1)
+            run_id: QueuePlace(position=place, reason=self._entries.reasons.get(run_id, "it has just come"))
+            for place, (run_id, _) in enumerate(self._entries.in_order(started=False), start=1)
         }
 
     def going(self) -> list[str]:
         """Runs whose process has been started and has not ended."""
-        return [run_id for run_id, job in self._in_order() if job.submission is not None]
-
-    def _in_order(self) -> list[tuple[str, Job]]:
-        return sorted(self._active.items(), key=lambda item: item[1].since)
-
-    def _find_active(self) -> None:
-        for run_id in self._runs.ids():
-            directory = RunDirectory(self._runs.root / run_id)
-            record, job = record_or_none(directory), read_job(directory)
-            if record is None or job is None:
-                continue
-            if record.state in ("queued", "running") or job.asked is not None:
-                self._active[run_id] = job
+        return [run_id for run_id, _ in self._entries.in_order(started=True)]
 
     async def _settle(self, run_id: str) -> None:
-        """Take a run off that has ended, and write down how where its process did not."""
-        directory, job = RunDirectory(self._runs.root / run_id), self._active[run_id]
+        """Take a run off the queue that has ended, and write down how if its process did not."""
+        directory, job = RunDirectory(self._runs.root / run_id), self._entries.jobs[run_id]
         record = record_or_none(directory)
         if record is None:
-            del self._active[run_id]
-            return
-        if record.state not in ("queued", "running"):
-            if job.asked == "pause" and record.state == "stopped":
-                self._end(directory, "paused")
-            elif not is_held(directory):
-                self._end(directory, None)
-            return
-        if job.submission is None:
-            return
+            self._entries.drop(run_id)
+        elif record.state in ("queued", "running"):
+            if job.submission is not None:
+                await self._find(directory, job, job.submission)
+        elif job.asked == "pause" and record.state == "stopped":
+            self._entries.end(directory, "paused")
+        elif not is_held(directory):
+            self._entries.end(directory, None)
+
+    async def _find(self, directory: RunDirectory, job: Job, submission: str) -> None:
+        """See what became of a submission whose run has not recorded an end."""
         if job.asked is not None:
             await self._tell(job)
-        if is_held(directory):
-            return
-        if await self._cluster.ended(job.submission):
+        found = "live" if is_held(directory) else await self._cluster.find(submission)
+        if job.unconfirmed and found in ("live", "ended"):
+            job = self._entries.confirm(directory, job)
+        if job.unconfirmed and found == "absent" and job.asked is not None:
+            self._entries.end(directory, _SETTLED[job.asked])
+        elif job.started and found in ("ended", "absent"):
             record = record_or_none(directory)  # it may have written its end just before
             if record is not None and record.state in ("queued", "running"):
-                self._lost(directory, job)
+                self._entries.lose(directory, job)
 
     async def _tell(self, job: Job) -> None:
-        """Have Ray ask the run's process to stop, once; where Ray does not answer it is tried again."""
+        """Have Ray ask the run's process to stop, once; tried again until Ray answers."""
         submission = job.submission  # a run that was resumed has another one, which has not been told
         if submission is not None and submission not in self._told and await self._cluster.stop(submission):
             self._told.add(submission)
 
-    def _lost(self, directory: RunDirectory, job: Job) -> None:
-        """Its process has ended and has not said how."""
-        if job.asked is not None:
-            self._end(directory, _SETTLED[job.asked])
-            return
-        error = vanished(directory)
-        if directory.record().state == "queued":
-            error = not_started(directory)
-        self._end(directory, "failed", error)
-
-    def _end(
-        self,
-        directory: RunDirectory,
-        state: Literal["paused", "stopped", "failed"] | None,
-        error: RunError | None = None,
-    ) -> None:
-        """Off the queue; `state` where nobody else has written one."""
-        try:
-            if state is not None:
-                with directory.locked():
-                    directory.update(state=state, error=error)
-            if (job := read_job(directory)) is not None:
-                write_job(directory, job.model_copy(update={"asked": None, "submission": None}))
-        except (UserError, RunDirectoryError) as problem:
-            logger.warning("%s: %s", directory.path.name, problem)
-            return  # somebody holds it; looked at again
-        self._active.pop(directory.path.name, None)
-        self._reasons.pop(directory.path.name, None)
-
     async def _start(self, status: ClusterStatus) -> None:
         """Start what fits, in order; the first that does not holds the others."""
-        waiting = [(run_id, job) for run_id, job in self._in_order() if job.submission is None]
+        waiting = self._entries.in_order(started=False)
         blocked: str | None = None
         for run_id, job in waiting:
             if blocked is not None:
-                self._reasons[run_id] = f"behind {blocked}"
+                self._entries.reasons[run_id] = f"behind {blocked}"
                 continue
             directories = [RunDirectory(self._runs.root / going) for going in self.going()]
             directory = RunDirectory(self._runs.root / run_id)
             reason = await asyncio.to_thread(
                 obstacle, directory, directories, status, max_concurrent_runs=self._max_concurrent_runs
             )
-            if reason is None:
-                reason = await self._submit(run_id, job)
+            async with self._locks[run_id]:
+                if self._entries.jobs.get(run_id) is not job:
+                    continue  # stopped, or deleted, meanwhile
+                if reason is None:
+                    reason = await self._submit(directory, job)
             if reason is not None:
-                self._reasons[run_id] = reason
+                self._entries.reasons[run_id] = reason
                 blocked = run_id
 
-    async def _submit(self, run_id: str, job: Job) -> str | None:
-        """Why it could not be started, or None."""
-        directory = RunDirectory(self._runs.root / run_id)
-        submission = f"{run_id}-{secrets.token_hex(3)}"
+    async def _submit(self, directory: RunDirectory, job: Job) -> str | None:
+        """Why it could not be started, or None. The id is written first: whatever happens then, Ray knows its fate."""
+        submission = job.submission or new_submission(directory.path.name)
+        tried = job.model_copy(update={"submission": submission, "unconfirmed": True})
         try:
-            # Written first: a service that is killed here finds out from Ray what became of it.
-            started = job.model_copy(update={"submission": submission})
-            write_job(directory, started)
+            self._entries.put(directory, tried)
             await self._cluster.submit(directory, submission)
         except (RuntimeError, OSError, TimeoutError) as error:
-            write_job(directory, job)
-            logger.warning("%s was not started: %s", run_id, error)
-            return f"Ray did not take it: {str(error).splitlines()[0][:300] if str(error) else type(error).__name__}"
-        self._active[run_id] = started
-        self._reasons.pop(run_id, None)
+            # A request that timed out may have arrived; a second job under another id could run beside the first.
+            if await self._cluster.find(submission) not in ("live", "ended"):
+                logger.warning("%s was not started: %s", directory.path.name, error)
+                cause = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+                return f"Ray has not accepted the run: {cause}"
+        self._entries.confirm(directory, tried)
         return None
+
+
+def _find_active(runs: Runs) -> dict[str, Job]:
+    """The jobs on the disk of runs that have not ended."""
+    found: dict[str, Job] = {}
+    for run_id in runs.ids():
+        directory = RunDirectory(runs.root / run_id)
+        record, job = record_or_none(directory), read_job(directory)
+        if record is None or job is None:
+            continue
+        if record.state in ("queued", "running") or job.asked is not None:
+            found[run_id] = job
+    return found
+
+
+def _delete(directory: RunDirectory) -> None:
+    if not directory.path.is_dir():
+        raise not_found(f"there is no run {directory.path.name}")
+    run = view(directory)
+    if "delete" not in actions(run, directory):
+        raise ApiError(409, "conflict", f"the run is {run.state}; stop it first")
+    with directory.locked():
+        gone = directory.path.with_name(f".{directory.path.name}.deleted")
+        directory.path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def obstacle(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from cluster.runs.atomic_files import write_atomic
 from cluster.runs.directory import RunDirectory
 from cluster.service.errors import ApiError, invalid_config
 from cluster.service.remote_catalog import outlines
-from cluster.service.run_view import Run, actions, view
+from cluster.service.run_view import Run, view
 from cluster.service.state import AppState
 from cluster.service.vetting import owned, redacted, short_yaml, vet
 from trainers.errors import Problem, UserError
@@ -133,7 +132,7 @@ async def _create(parts: AppState, tree: Mapping[str, Any], trusted: Mapping[str
         raise invalid_config(Problem(item["path"], item["message"]) for item in plan["problems"])
     config = parse_config(owned(tree, parts.settings))
     directory = RunDirectory.create(parts.settings.root, config.name, config)
-    parts.queue.add(directory)
+    await parts.queue.add(directory)
     return view(directory)
 
 
@@ -203,28 +202,6 @@ def uses(parts: AppState, path: str) -> str | None:
         except UserError:
             continue
     return None
-
-
-def delete_run(parts: AppState, run_id: str) -> None:
-    """Remove a run's directory, whole. Raises ApiError 409 while it waits or goes."""
-    directory = parts.runs.directory(run_id)
-    run = view(directory)
-    if "delete" not in actions(run, directory):
-        raise ApiError(409, "conflict", f"the run is {run.state}; stop it first")
-    with directory.locked():
-        gone = parts.settings.root / f".{run_id}.deleted"
-        directory.path.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
-
-
-def resume_run(parts: AppState, run_id: str) -> Run:
-    """Put a run that ended before its last step back into the queue. Raises ApiError 409 for another one."""
-    directory = parts.runs.directory(run_id)
-    run = view(directory)
-    if "resume" not in actions(run, directory):
-        raise ApiError(409, "conflict", f"a run that is {run.state} cannot be resumed")
-    parts.queue.add(directory)
-    return view(directory)
 
 
 def config_of(directory: RunDirectory) -> tuple[dict[str, Any] | None, RunConfig | None]:

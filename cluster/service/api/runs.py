@@ -16,12 +16,10 @@ from cluster.service.run_creation import (
     changed_config,
     check_tree,
     create,
-    delete_run,
     differences,
     make_plan,
-    resume_run,
 )
-from cluster.service.run_view import Run, RunId, matching
+from cluster.service.run_view import Run, RunId, matching, view
 from cluster.service.schemas import Clone, PlanAnswer, RunAnswer, RunDetails, RunList
 from cluster.service.state import AppState, AppStateDep
 from cluster.service.vetting import redacted
@@ -76,7 +74,7 @@ async def delete(parts: AppStateDep, run_id: RunId, confirm: Annotated[str, Quer
     """Remove a run's directory; the id must be given twice."""
     if confirm != run_id:
         raise ApiError(422, "invalid_request", "confirm: give the run's id, as this cannot be undone")
-    await asyncio.to_thread(delete_run, parts, run_id)
+    await parts.queue.delete(parts.runs.directory(run_id))
 
 
 @router.post("/{run_id}/stop", status_code=202)
@@ -95,8 +93,10 @@ async def pause(parts: AppStateDep, run_id: RunId) -> RunAnswer:
 
 @router.post("/{run_id}/resume", status_code=202)
 async def resume(parts: AppStateDep, run_id: RunId) -> RunAnswer:
-    """Go on from the newest checkpoint."""
-    return RunAnswer(run=resume_run(parts, run_id))
+    """Continue from the newest checkpoint."""
+    directory = parts.runs.directory(run_id)
+    await parts.queue.resume(directory)
+    return RunAnswer(run=view(directory))
 
 
 @router.post("/{run_id}/clone", status_code=201, responses={200: {"model": RunAnswer}})

@@ -24,7 +24,7 @@ class Lengths:
     def __init__(self, root: Path) -> None:
         """`root`: of the runs, beside which counts of tokens are kept for their plans."""
         self._root = root
-        self._helper = Helper("lengths")
+        self._helper = Helper()
         self._turn = asyncio.Lock()
         self._reports: OrderedDict[_Key, dict[str, Any]] = OrderedDict()
 

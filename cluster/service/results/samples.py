@@ -32,6 +32,7 @@ _COLUMNS = (
     "policy_version",
     "finish_reason",
 )
+_COUNTED = ("prompt_tokens", "tokens")
 _CONTEXT = 6  # tokens that decide how the next one is written
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _SORTS = ("group", "reward", "advantage", "tokens")
@@ -137,13 +138,16 @@ def _identified(rollouts: Path, kind: Kind, step: int) -> tuple[Path, int]:
 def _step_samples(path: Path, changed: int) -> list[dict[str, Any]]:
     """Every sample of one file, without its tokens; not to be changed."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(path, columns=list(_COLUMNS)).to_pylist()
+        table = pq.read_table(path, columns=list(_COLUMNS))
     except (OSError, pa.ArrowException) as error:
         raise ApiError(500, "storage", f"{path.name} cannot be read: {error}") from error
-    return [_sample(row) for row in rows]
+    for name in _COUNTED:  # their lengths only: as Python lists the tokens of a step would take gigabytes
+        table = table.set_column(table.schema.get_field_index(name), name, pc.list_value_length(table[name]))
+    return [_sample(row) for row in table.to_pylist()]
 
 
 def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,8 +156,8 @@ def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
         "group": row["group"],
         "prompt": json.loads(row["prompt"]),
         "completion": row["completion"],
-        "prompt_tokens": len(row["prompt_tokens"]),
-        "tokens": len(row["tokens"]),
+        "prompt_tokens": row["prompt_tokens"],
+        "tokens": row["tokens"],
         "rewards": {name: _finite(score) for name, score in row["rewards"]},
         "reward": _finite(row["reward"]),
         "valid": row["valid"],

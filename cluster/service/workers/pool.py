@@ -12,7 +12,7 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cluster.service.errors import ApiError
@@ -23,13 +23,14 @@ logger = logging.getLogger(__name__)
 _LONGEST_LINE = 1 << 28  # bytes of one answer
 _IDLE_S = 600.0
 _END_S = 5.0
+_COMMAND = (sys.executable, "-m", "cluster.service.workers.main")
 
 
 class Helper:
     """One process, started when it is needed and ended when it has had nothing to do for ten minutes."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, command: Sequence[str] = _COMMAND) -> None:
+        self._command = command
         self._turn = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._numbers = itertools.count(1)
@@ -57,13 +58,17 @@ class Helper:
         async with self._taking_turns(work, deadline_s):
             self._keep()
             whole = False
+            until = asyncio.get_running_loop().time() + deadline_s
             try:
-                async with asyncio.timeout(deadline_s):
+                async with asyncio.timeout_at(until):
                     process = await self._running()
                     await self._ask(process, work, arguments)
-                    async for kind, value in _answers(process):
-                        whole = kind == "result"
-                        yield kind, value
+                while not whole:
+                    # Never around the yield: it would cancel whatever the caller awaits between two pieces.
+                    async with asyncio.timeout_at(until):
+                        kind, value = await _answer(process)
+                    whole = kind == "result"
+                    yield kind, value
             except TimeoutError:
                 raise ApiError(503, "deadline", f"{work} took longer than {deadline_s:g} s and was ended") from None
             except UserError:
@@ -103,9 +108,7 @@ class Helper:
     async def _running(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "cluster.service.workers.main",
+                *self._command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=_LONGEST_LINE,
@@ -132,17 +135,18 @@ class Helper:
             self._process.kill()
 
 
-async def _answers(process: asyncio.subprocess.Process) -> AsyncIterator[tuple[str, Any]]:
+async def _answer(process: asyncio.subprocess.Process) -> tuple[str, Any]:
+    """The next line of the process."""
     assert process.stdout is not None
-    while line := await process.stdout.readline():
-        answer = json.loads(line)
-        if "problems" in answer:
-            raise UserError([Problem(where, message) for where, message in answer["problems"]])
-        if "failed" in answer:
-            logger.error("a helper's work failed: %s", answer["failed"])
-            raise ApiError(500, "internal", "something is wrong with the service itself; its log says what")
-        if "result" in answer:
-            yield "result", answer["result"]
-            return
-        yield "piece", answer["piece"]
-    raise ApiError(503, "deadline", "the helper process ended without an answer (out of memory?); try again")
+    line = await process.stdout.readline()
+    if not line:
+        raise ApiError(503, "deadline", "the helper process ended without an answer (out of memory?); try again")
+    answer = json.loads(line)
+    if "problems" in answer:
+        raise UserError([Problem(where, message) for where, message in answer["problems"]])
+    if "failed" in answer:
+        logger.error("a helper's work failed: %s", answer["failed"])
+        raise ApiError(500, "internal", "something is wrong with the service itself; its log says what")
+    if "result" in answer:
+        return "result", answer["result"]
+    return "piece", answer["piece"]

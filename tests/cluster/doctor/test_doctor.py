@@ -6,6 +6,7 @@ Curves are written here by formula (level, drift, noise), so what must be found 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,10 @@ def jumping(c: Curves) -> None:
     c["kl/mean"][-39::8] = 0.45
 
 
+def leaping(c: Curves) -> None:
+    c["kl/mean"][-39::8] = 0.45
+
+
 def clipped(c: Curves) -> None:
     c["policy/clip_fraction"] = c["policy/clip_fraction"] + 0.4
 
@@ -192,10 +197,13 @@ def gap(c: Curves) -> None:
     c["rollout/logprob_gap_max"] = c["rollout/logprob_gap_max"] + 7e-4
 
 
+LOWERED = re.compile(r"(?<![\w/.`])(kl|gkd|ess|cuda|lora|jsd)(?![\w/.`])")  # abbreviations that lost their capitals
+
 DISEASES: list[tuple[Callable[[Curves], None], str, str]] = [
     (hacked, "reward_hacking", "critical"),
     (longer, "reward_hacking", "warning"),
     (jumping, "unstable_training", "critical"),
+    (leaping, "unstable_training", "warning"),
     (clipped, "unstable_training", "warning"),
     (exploding, "unstable_training", "critical"),
     (collapsed, "mode_collapse", "critical"),
@@ -223,6 +231,7 @@ def test_a_disease_is_found(disease: Callable[[Curves], None], rule: str, severi
     assert finding.severity == severity
     assert finding.title
     assert finding.explanation.endswith(".")
+    assert not LOWERED.search(f"{finding.title} {finding.explanation} {finding.remedy.text}")
     assert finding.remedy.text.endswith((".", "?"))
     assert finding.curves
     assert all(curve.key in curves and len(curve.steps) == len(curve.values) for curve in finding.curves)

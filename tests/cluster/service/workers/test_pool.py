@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from trainers.errors import UserError
 
 @pytest.fixture
 async def helper() -> AsyncIterator[Helper]:
-    found = Helper("test")
+    found = Helper()
     yield found
     await found.close()
 
@@ -76,6 +77,32 @@ async def test_a_deadline_ends_the_process_and_the_next_request_has_another(
     assert (caught.value.status_code, caught.value.code) == (503, "deadline")
     assert children() == []
     assert len(await helper.call("rows", prompts, deadline_s=60)) == 1
+
+
+ONE_PIECE = """
+import sys
+sys.stdin.readline()
+print('{"piece": 1}', flush=True)
+sys.stdin.readline()
+"""
+
+
+async def test_a_deadline_never_cancels_what_the_caller_awaits_between_two_pieces() -> None:
+    """A client that is slow to take a piece: the deadline passes meanwhile, and the next piece is answered with 503."""
+    helper = Helper((sys.executable, "-c", ONE_PIECE))
+    seen = []
+
+    async def take_slowly() -> None:
+        async with contextlib.aclosing(helper.stream("any", {}, deadline_s=1.0)) as pieces:
+            async for piece in pieces:
+                await asyncio.sleep(1.5)  # beyond the deadline
+                seen.append(piece)
+
+    with pytest.raises(ApiError) as caught:
+        await take_slowly()
+    assert seen == [("piece", 1)]
+    assert (caught.value.status_code, caught.value.code) == (503, "deadline")
+    assert not helper.busy
 
 
 async def test_whoever_leaves_ends_the_work(helper: Helper, endless: dict[str, object]) -> None:

@@ -33,7 +33,7 @@ print(len(rows), status() - held)
 
 @pytest.fixture
 async def helper() -> AsyncIterator[Helper]:
-    found = Helper("test")
+    found = Helper()
     yield found
     await found.close()
 
