@@ -14,8 +14,8 @@ from ray.util.placement_group import PlacementGroup
 
 from actors.config import GeneratorConfig
 from actors.messages import GenerateRequest, TopLogprobsRequest
-from actors.runtime.actor_group import ActorGroup, Deadlines, Seat
-from actors.runtime.placement import ROLE_CPUS, Layout, cores
+from actors.runtime.actor_group import ActorGroup, Seat
+from actors.runtime.layout import ROLE_CPUS, Deadlines, Layout, cores
 from trainers.config import SamplingConfig
 from trainers.types import Completion, Sample, TokenPrompt, TopLogprobs
 

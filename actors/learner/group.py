@@ -15,8 +15,8 @@ from ray.util.placement_group import PlacementGroup
 from actors.config import LearnerConfig, PolicyConfig
 from actors.learner.deepspeed_ops import extensions_dir
 from actors.messages import AnnotatedRows, StepReport, UpdateOptions, UpdateReport
-from actors.runtime.actor_group import ActorGroup, Deadlines, Seat
-from actors.runtime.placement import ROLE_CPUS, Layout, cores
+from actors.runtime.actor_group import ActorGroup, Seat
+from actors.runtime.layout import ROLE_CPUS, Deadlines, Layout, cores
 from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import Mean, Need
 from trainers.config import TrainConfig

@@ -106,17 +106,6 @@ def launch(cls: type[Any], seat: Seat, *args: Any, **kwargs: Any) -> ActorHandle
     return actor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deadlines:
-    """How long each remote phase may take, in seconds."""
-
-    start: float
-    generate: float
-    update: float
-    sync: float
-    save: float
-
-
 @dataclass(frozen=True, slots=True)
 class ActorGroup:
     """Actors of one role; `each` calls all of them at once and waits, `one` a single one."""

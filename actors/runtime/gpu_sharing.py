@@ -5,7 +5,8 @@ Implements `protocols.GpuSharing`.
 
 from __future__ import annotations
 
-from actors.runtime.actor_group import ActorGroup, Deadlines
+from actors.runtime.actor_group import ActorGroup
+from actors.runtime.layout import Deadlines
 
 
 class DedicatedGpus:

@@ -1,74 +1,16 @@
-"""Where the roles sit: the arithmetic (pure) and the placement group (Ray).
-
-`split`: every generator replica and every learner rank has GPUs of its own. `colocated`: learner rank i and
-generator replica i share GPU i and take turns. Without GPUs both mean processes that share the machine's cores.
-"""
+"""The placement group of a layout, reserved on Ray."""
 
 from __future__ import annotations
-
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 
-from actors.config import GeneratorConfig, LearnerConfig, Placement
 from actors.runtime.actor_group import RoleError
-
-ROLE_CPUS = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """Bundles of the placement group, and which of them each actor sits in."""
-
-    bundles: Sequence[dict[str, float]]
-    generators: Sequence[int]
-    learners: Sequence[int]
-    teacher: Sequence[int] = ()
-    generator_gpus: float
-    learner_gpus: float
-
-
-def layout(
-    placement: Placement, generators: GeneratorConfig, learners: LearnerConfig, *, gpus: bool, teacher: bool = False
-) -> Layout:
-    """The seats that a run needs; `teacher`: with an engine of GKD's teacher on GPUs of its own.
-
-    >>> layout("split", GeneratorConfig(tensor_parallel=2), LearnerConfig(workers=2), gpus=True).bundles
-    [{'CPU': 1.0, 'GPU': 2.0}, {'CPU': 1.0, 'GPU': 1.0}, {'CPU': 1.0, 'GPU': 1.0}]
-    """
-    per_engine = float(generators.tensor_parallel) if gpus else 0.0
-    writes = [_bundle(per_engine)] if teacher else []
-    if gpus and placement == "colocated":
-        shared = max(generators.replicas, learners.workers)
-        return Layout(
-            bundles=[{"CPU": 2 * ROLE_CPUS, "GPU": 1.0}] * shared + writes,
-            teacher=range(shared, shared + len(writes)),
-            generators=range(generators.replicas),
-            learners=range(learners.workers),
-            generator_gpus=0.5,
-            learner_gpus=0.5,
-        )
-    per_rank = 1.0 if gpus else 0.0
-    others = generators.replicas + learners.workers
-    return Layout(
-        bundles=[_bundle(per_engine)] * generators.replicas + [_bundle(per_rank)] * learners.workers + writes,
-        generators=range(generators.replicas),
-        learners=range(generators.replicas, others),
-        teacher=range(others, others + len(writes)),
-        generator_gpus=per_engine,
-        learner_gpus=per_rank,
-    )
-
-
-def _bundle(gpus: float) -> dict[str, float]:
-    return {"CPU": ROLE_CPUS} | ({"GPU": gpus} if gpus else {})
+from actors.runtime.layout import Layout
 
 
 def reserve(plan: Layout, *, deadline_s: float) -> PlacementGroup:
-    """A placement group for the layout; says what is missing when the cluster has no room in time."""
+    """A placement group for the layout; names what is missing if the cluster has no room in time."""
     group = placement_group(list(plan.bundles), strategy="PACK")
     if not group.wait(timeout_seconds=deadline_s):
         ray.util.remove_placement_group(group)
@@ -86,8 +28,3 @@ def reserve(plan: Layout, *, deadline_s: float) -> PlacementGroup:
             ),
         )
     return group
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))

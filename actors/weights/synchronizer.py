@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from actors.messages import GenerateRequest, Proof
-from actors.runtime.actor_group import ActorGroup, Deadlines
+from actors.runtime.actor_group import ActorGroup
+from actors.runtime.layout import Deadlines
 from actors.weights.transfer import Route, SentWeights, WeightSyncError, compare_digests
 from trainers.config import SamplingConfig
 from trainers.types import Completion, Float32Array, Sample, TokenPrompt, to_sample

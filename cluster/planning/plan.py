@@ -189,7 +189,7 @@ def _adapted_models(config: RunConfig, origin: Origin) -> Iterator[tuple[str, st
 
 def roles(config: RunConfig, *, gpus: bool) -> list[Role]:
     """The processes of a run and what each asks of the cluster."""
-    from actors.runtime.placement import layout
+    from actors.runtime.layout import layout
 
     seats = layout(config.placement, config.generators, config.learners, gpus=gpus)
     packed = "any, as few nodes as fit"

@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import TypeVar
 
 import ray
 from rich.console import Console
 
+from actors.modeling.policy_source import find_origin
 from actors.runtime.actor_group import RoleError, peak_memory
 from cluster.config.run import RunConfig
 from cluster.models.remote import addresses, fetched
@@ -32,8 +32,10 @@ from cluster.runs.directory import RunDirectory, RunError, find_resumable, resum
 from cluster.runs.prompts_cache import PromptsCache, known_lengths
 from cluster.runs.recorder import Recorder
 from cluster.training.driver import Data, Driver, Interrupted, Sinks
-from cluster.training.progress import Progress, make_progress
+from cluster.training.progress import make_progress
+from cluster.training.recording import Recording
 from cluster.training.roles import RunningRoles, open_roles
+from cluster.training.run_spec import derive_spec
 from trainers.algorithms.catalog import make_algorithm
 from trainers.data.chat import ChatEncoder, limit_lengths
 from trainers.data.reader import PromptSet, open_prompts
@@ -44,7 +46,6 @@ _T = TypeVar("_T")
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 _LEAST_FREE_BYTES = 64 << 20
-_HEADLINE = ("reward/mean", "kl/mean", "eval/reward_mean")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,15 @@ class Outcome:
 
 
 def train(config: RunConfig, *, resume: str = "auto", console: Console | None = None) -> Outcome:
-    """Train to the end, an interruption or a failure. Raises UserError for what the user can mend."""
+    """Train to the end, an interruption or a failure. Raises UserError for what the user can fix."""
     run, resumed = choose_run(config, resume)
     progress = Recording(make_progress(console or Console()), run)
     memory: dict[str, int] = {}
     try:
         with run.locked():
+            if resumed:  # only now: until the lock is held, another process may be running this run
+                run.write_config(config)
+                run.update(steps=config.train.steps)
             run.check_space(_LEAST_FREE_BYTES)
             run.update(state="running", error=None)
             progress.note(f"run {run.path}" + (" (resumed)" if resumed else ""))
@@ -74,25 +78,27 @@ def train(config: RunConfig, *, resume: str = "auto", console: Console | None = 
 
 
 def choose_run(config: RunConfig, resume: str) -> tuple[RunDirectory, bool]:
-    """The run to work in, and whether it goes on: `auto` (the newest that fits), `never`, or a run's directory."""
+    """The run to work in, and whether it is resumed: `auto` (the newest that fits), `never`, or a run's directory.
+
+    A run that exists is only read.
+    """
     root = Path(config.root).resolve()  # roles on other nodes write there too
     if resume == "never":
         return RunDirectory.create(root, config.name, config), False
     if resume == "auto":
         found = find_resumable(root, config)
-        if found is None:
-            return RunDirectory.create(root, config.name, config), False
-    else:
-        found = RunDirectory.open(Path(resume))
-        if differences := resume_differences(found.config(), config):
-            raise UserError(differences)
-    found.write_config(config)
-    found.update(steps=config.train.steps)
+        return (RunDirectory.create(root, config.name, config), False) if found is None else (found, True)
+    found = RunDirectory.open(Path(resume))
+    if differences := resume_differences(found.config(), config):
+        raise UserError(differences)
     return found, True
 
 
 def _attempt(config: RunConfig, run: RunDirectory, progress: Recording, memory: dict[str, int]) -> int:
-    """Run, and write down how it ended. The named boundary: every failure becomes `run.json`'s error."""
+    """Run, and record how it ended. The named boundary: every failure becomes `run.json`'s error.
+
+    Raises UserError for what the user can fix, wherever it was found.
+    """
     try:
         if addresses(config):
             progress.phase("fetch models")
@@ -103,18 +109,18 @@ def _attempt(config: RunConfig, run: RunDirectory, progress: Recording, memory: 
             asyncio.run(_run(here, run, progress, memory, own_cluster=own))
     except Interrupted as stopped:
         run.update(state="stopped", step=stopped.step)
-        progress.note(f"stopped after step {stopped.step}; the same command goes on from there")
+        progress.note(f"Stopped after step {stopped.step}. Re-run the same command to resume.")
         return INTERRUPTED
     except (asyncio.CancelledError, KeyboardInterrupt):  # asked twice, or before the first step could begin
         run.update(state="stopped")
-        progress.note("stopped at once; the same command goes on from the last checkpoint, if there is one")
+        progress.note("Stopped. Re-run the same command to resume from the last checkpoint (if any).")
         return INTERRUPTED
-    except UserError as error:
-        run.update(state="failed", error=RunError(role="driver", phase="start", type="UserError", message=str(error)))
-        raise
     except Exception as error:  # noqa: BLE001 - the named boundary: recorded in run.json and shown
-        cause = root_cause(error)
+        causes = flattened(error)
+        cause = recorded_error(causes[0], phase=progress.current)
         run.update(state="failed", error=cause)
+        if isinstance(causes[0], UserError):
+            raise UserError([p for e in causes if isinstance(e, UserError) for p in e.problems]) from None
         progress.note(f"failed: {describe(cause)}")
         return FAILED
     run.update(state="succeeded", peak_memory=memory)
@@ -122,15 +128,24 @@ def _attempt(config: RunConfig, run: RunDirectory, progress: Recording, memory: 
     return DONE
 
 
-def root_cause(error: BaseException) -> RunError:
-    """The first failure, in the form that `run.json` keeps."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+def flattened(error: BaseException) -> list[BaseException]:
+    """What groups of exceptions hold, the first failure first.
+
+    >>> flattened(ExceptionGroup("tasks", [ValueError("a"), ExceptionGroup("more", [KeyError("b")])]))
+    [ValueError('a'), KeyError('b')]
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in flattened(inner)]
+    return [error]
+
+
+def recorded_error(error: BaseException, *, phase: str) -> RunError:
+    """A failure in the form that `run.json` keeps; a role knows its own phase, all else failed in the run's."""
     if isinstance(error, RoleError):
         return RunError(
             role=error.role, rank=error.rank, phase=error.phase, type=error.kind, message=error.message, log=error.log
         )
-    return RunError(role="driver", phase="train", type=type(error).__name__, message=str(error) or "(no message)")
+    return RunError(role="driver", phase=phase, type=type(error).__name__, message=str(error) or "(no message)")
 
 
 def describe(error: RunError) -> str:
@@ -187,12 +202,16 @@ async def _run(
 ) -> None:
     """`config`: every model is here."""
     ending_on_termination()
+    progress.phase("read prompts")
     data = open_data(config, run)
+    progress.phase("find checkpoint")
     checkpoints = CheckpointStore(run.checkpoints, config.checkpoint.keep)
     checkpoint = await _read(config, checkpoints.latest)
-    progress.phase("start")
+    progress.phase("start roles")
+    gpus = ray.cluster_resources().get("GPU", 0) > 0
+    spec = derive_spec(config, find_origin(config.policy), run, gpus=gpus)
     with Recorder(run.path, tensorboard=config.logging.tensorboard) as recorder:
-        async with open_roles(config, data, run, own_cluster=own_cluster) as roles:
+        async with open_roles(spec, data, progress=progress, own_cluster=own_cluster) as roles:
             driver = Driver(
                 config,
                 roles,
@@ -201,6 +220,8 @@ async def _run(
                 algorithm=make_algorithm(config.algorithm, config.train),
             )
             with stopping_on_signals(driver):
+                if checkpoint is not None:
+                    progress.phase("load checkpoint")
                 await _restore(config, driver, checkpoints, checkpoint, recorder)
                 progress.start(steps=config.train.steps, done=driver.step)
                 await driver.run()
@@ -232,42 +253,6 @@ async def _restore(
     recorder.truncate_after(checkpoint.step)
 
 
-class Recording:
-    """Passes progress on, keeps `run.json` at the step, and counts the seconds of each phase."""
-
-    def __init__(self, progress: Progress, run: RunDirectory) -> None:
-        self._progress = progress
-        self._run = run
-        self._phase, self._since = "start", monotonic()
-        self.seconds: dict[str, float] = {}
-
-    def start(self, *, steps: int, done: int) -> None:
-        """See `Progress`."""
-        self._progress.start(steps=steps, done=done)
-
-    def phase(self, name: str) -> None:
-        """See `Progress`."""
-        now = monotonic()
-        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
-        self._phase, self._since = name, now
-        self._progress.phase(name)
-
-    def step(self, metrics: Mapping[str, float]) -> None:
-        """See `Progress`."""
-        shown = {key: metrics[key] for key in _HEADLINE if key in metrics}
-        self._run.update(step=int(metrics["step"]), headline=self._run.record().headline | shown)
-        self._progress.step(metrics)
-
-    def note(self, text: str) -> None:
-        """See `Progress`."""
-        self._progress.note(text)
-
-    def close(self) -> None:
-        """See `Progress`."""
-        self.phase("closed")
-        self._progress.close()
-
-
 def open_data(config: RunConfig, run: RunDirectory) -> Data:
     """Prompts, read and checked; those that do not fit are refused, or left out and counted, as configured."""
     data = config.data
@@ -288,7 +273,7 @@ def open_data(config: RunConfig, run: RunDirectory) -> Data:
 
 
 async def export(roles: RunningRoles, run: RunDirectory) -> None:
-    """The trained model in Hugging Face format, whole or not at all."""
+    """The trained model in Hugging Face format, complete or not at all."""
     partial = run.path / ".model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     await roles.learners.export(str(partial))
@@ -320,7 +305,7 @@ def stopping_on_signals(driver: Driver) -> Iterator[None]:
 
 
 def ending_on_termination() -> None:
-    """Where there is no loop to stop, a termination ends the run as Ctrl-C does: at once, with all given back."""
+    """If there is no loop to stop, a termination ends the run as Ctrl-C does: at once, with everything released."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -22,8 +22,9 @@ from actors.generator.group import generator_seats
 from actors.learner.actor import Learner
 from actors.learner.group import LearnerGroup, learner_seats
 from actors.messages import EngineSpec, GenerateRequest, LearnerSpec
-from actors.runtime.actor_group import ActorGroup, Deadlines, Seat, launch
-from actors.runtime.placement import Layout, reserve
+from actors.runtime.actor_group import ActorGroup, Seat, launch
+from actors.runtime.layout import Deadlines, Layout
+from actors.runtime.placement import reserve
 from trainers.config import SamplingConfig, TrainConfig
 from trainers.tiny_models import make_tokenizer
 from trainers.types import Completion, Prompt, TokenPrompt

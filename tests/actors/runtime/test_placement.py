@@ -13,7 +13,8 @@ from actors.config import GeneratorConfig, LearnerConfig
 from actors.generator.group import generator_seats
 from actors.learner.group import learner_seats
 from actors.runtime.actor_group import RoleError
-from actors.runtime.placement import Layout, layout, reserve
+from actors.runtime.layout import Layout, layout
+from actors.runtime.placement import reserve
 
 GENERATORS, LEARNERS = GeneratorConfig(replicas=2, tensor_parallel=4), LearnerConfig(workers=3)
 

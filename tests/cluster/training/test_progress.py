@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from time import monotonic
 
 import pytest
 from rich.console import Console
@@ -49,16 +50,37 @@ def test_lines() -> None:
     assert output.getvalue().splitlines() == [
         "start …",
         "sync …",
-        "training: 5 steps, going on after step 2",
+        "training: 5 steps, resumed after step 2",
         "step 3/5  reward 0.512  kl 0.0012  tok/s 1234  s/step 2.35",
         "[not markup] " + "long " * 20,
     ]
 
 
-def test_a_fresh_run_goes_on_after_nothing() -> None:
+def test_a_fresh_run_is_not_resumed() -> None:
     screen, output = console(terminal=False)
     make_progress(screen).start(steps=5, done=0)
     assert output.getvalue() == "training: 5 steps\n"
+
+
+def test_lines_about_a_wait_have_its_seconds_and_stop_with_it() -> None:
+    screen, output = console(terminal=False)
+    lines = Lines(screen, clock=lambda: 112.4)
+    lines.waiting({"loading learner 0": 108.0, "loading generator 0 (vLLM)": 100.0})
+    lines.remind()
+    lines.waiting({})
+    lines.remind()
+    lines.close()
+    assert output.getvalue() == "loading generator 0 (vLLM) 12 s, loading learner 0 4 s …\n"
+
+
+def test_the_bar_shows_what_is_waited_for_in_place_of_the_phase() -> None:
+    screen, output = console(terminal=True)
+    bar = make_progress(screen)
+    bar.phase("start roles")
+    bar.waiting({"loading learner 0": monotonic() - 12.0})
+    bar.note("redrawn")
+    bar.close()
+    assert "loading learner 0 12 s …" in output.getvalue()
 
 
 def test_the_bar() -> None:

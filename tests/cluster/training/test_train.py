@@ -299,6 +299,20 @@ def test_a_reward_that_fails_ends_the_run_with_its_cause(workspace: Workspace) -
     assert process.left_behind() == []
 
 
+def test_a_reward_whose_import_raises_is_bad_input(workspace: Workspace) -> None:
+    """The rest of the roles start at the same time, so that the error arrives in a group of exceptions."""
+    (workspace.path / "broken.py").write_text("import no_such_module\n\n\ndef f(*, completion):\n    return 1.0\n")
+    process = workspace.start(workspace.config("broken", rewards=[{"type": "function", "path": "broken.py:f"}]))
+    assert process.wait() == 2, process.text()
+    error = json.loads((workspace.run_of("broken") / "run.json").read_text())["error"]
+    assert (error["role"], error["phase"], error["type"]) == ("driver", "start roles", "UserError")
+    for said in (error["message"], process.text()):
+        assert "rewards.0" in said
+        assert "broken.py:1: importing it raised ModuleNotFoundError: No module named 'no_such_module'" in said
+    assert "Traceback" not in process.text()
+    assert process.left_behind() == []
+
+
 def test_a_folder_without_room_is_refused_before_anything_starts(workspace: Workspace, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
