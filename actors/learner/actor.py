@@ -1,8 +1,8 @@
 """The learner: one ZeRO rank that annotates samples, updates the policy and hands its weights out.
 
 A plain class, testable in-process; `group.py` makes a Ray actor of it. It knows the algorithm only through its
-protocol, and DeepSpeed not at all: its models are in `learner_models.py`, what differs between train types in
-`trainee.py`.
+protocol, and DeepSpeed not at all: its models are in `models.py`, what differs between train types in
+`trained_policy.py`. Importing it loads neither transformers nor DeepSpeed: the driver does so to start it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from actors.config import PolicyConfig
 from actors.messages import AnnotatedRows, LearnerSpec, UpdateOptions, UpdateReport
-from actors.modeling.causal_lm import load_model, load_tokenizer
 from actors.weights.transfer import GeneratorClient, ObjectStoreSender, Route, SentWeights, WeightSender
 from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import ActorCritic, Mean, Need, Totals
@@ -162,6 +161,8 @@ class Learner:
 
     def export(self, directory: str) -> None:
         """Write what was trained in Hugging Face format, from rank 0."""
+        from actors.modeling.causal_lm import load_tokenizer
+
         weights = {}
         for name, tensor in self._models.policy.engine.weights():
             if self._rank == 0:
@@ -179,6 +180,7 @@ class Learner:
 
     def write_base(self, directory: str) -> None:
         """Write the quantized base as the generators serve it, from rank 0."""
+        from actors.modeling.causal_lm import load_model, load_tokenizer
         from actors.modeling.quantized import write_dequantized
 
         if self._rank == 0:
