@@ -9,7 +9,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-quick test-shuffled coverage lint format bench requirements clean
+.PHONY: help setup page-tools demo test test-all test-quick test-shuffled coverage lint format bench requirements clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,16 +40,21 @@ test-shuffled: setup  ## the quick part in another order each time; SEED=n repea
 coverage: setup  ## the branches that the quick part covers, by file, with the lines that it does not
 	@$(PYTEST) $(QUICK) -q --cov --cov-branch --cov-report=term-missing:skip-covered $(ARGS)
 
-lint: setup  ## formatting, lint, types, import contracts
+page-tools: setup
+	@$(PYTHON) deploy/install.py --page-tools
+
+lint: page-tools  ## formatting, lint, types, import contracts; of the page's JavaScript too
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy deploy/install.py
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/node $(BIN)/biome check --error-on-warnings
 
-format: setup  ## formats the code and mends what lint can mend
+format: page-tools  ## formats the code and fixes what lint can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/node $(BIN)/biome check --write
 
 bench: setup  ## runs every benchmark (benchmarks/*.py), or one: make bench BENCH=name
 	@found=0; for script in benchmarks/$(or $(BENCH),[a-z]*).py; do \

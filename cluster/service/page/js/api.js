@@ -11,11 +11,19 @@ export class ApiError extends Error {
 }
 
 export function getToken() {
-  try { return sessionStorage.getItem(KEY) || ""; } catch { return ""; }
+  try {
+    return sessionStorage.getItem(KEY) || "";
+  } catch {
+    return "";
+  }
 }
 
 export function setToken(token) {
-  try { token ? sessionStorage.setItem(KEY, token) : sessionStorage.removeItem(KEY); } catch { /* kept for this load only */ }
+  try {
+    token ? sessionStorage.setItem(KEY, token) : sessionStorage.removeItem(KEY);
+  } catch {
+    /* kept for this load only */
+  }
 }
 
 function headers(extra = {}) {
@@ -34,7 +42,7 @@ function address(path, query) {
 }
 
 function refused(status, body) {
-  const error = body && body.error;
+  const error = body?.error;
   const fallback = status === 401 ? "This server asks for a token." : `The server answered ${status}.`;
   if (status === 401) document.dispatchEvent(new Event("unauthorized"));
   return new ApiError(status, error?.code || "unknown", error?.message || fallback, error?.details || []);

@@ -1,9 +1,9 @@
 /** The page: the frame around the views, the way between them, the token. Addresses are after the `#`. */
 import { ApiError, getToken, request, setToken } from "./api.js";
 import { percent } from "./format.js";
-import { html, render, useEffect, useRef, useState } from "./html.js";
 import { useResource, useTheme } from "./hooks.js";
-import { Button, Icon, Notice } from "./ui.js";
+import { html, render, useEffect, useRef, useState } from "./html.js";
+import { Button } from "./ui.js";
 import { Compare } from "./views/compare.js";
 import { NewRun } from "./views/new.js";
 import { Run } from "./views/run.js";
@@ -11,7 +11,11 @@ import { Runs } from "./views/runs.js";
 
 /** A part of an address; as it stands where it is no encoding of anything. */
 function decoded(part) {
-  try { return decodeURIComponent(part); } catch { return part; }
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 function address() {
@@ -42,21 +46,29 @@ function ThemeButton() {
   const theme = useTheme();
   const other = theme === "dark" ? "light" : "dark";
   const choose = () => {
-    try { localStorage.setItem("rlhf-theme", other); } catch { document.documentElement.dataset.theme = other; }
+    try {
+      localStorage.setItem("rlhf-theme", other);
+    } catch {
+      document.documentElement.dataset.theme = other;
+    }
     document.dispatchEvent(new Event("themechosen"));
   };
-  return html`<${Button} kind="quiet icon" icon=${theme === "dark" ? "sun" : "moon"} onClick=${choose} aria-label="Switch to ${other} colours" />`;
+  return html`<${Button} kind="quiet icon" icon=${theme === "dark" ? "sun" : "moon"} onClick=${choose}
+    aria-label="Switch to ${other} colours" />`;
 }
 
 function ClusterMeter() {
   const { data } = useResource((signal) => request("/cluster", { signal }), [], { poll: 15000 });
   if (!data) return null;
-  if (data.state !== "ready") return html`<span class="cluster-meter" title=${data.message || ""}>cluster ${data.state}</span>`;
+  if (data.state !== "ready")
+    return html`<span class="cluster-meter" title=${data.message || ""}>cluster ${data.state}</span>`;
   const kinds = ["CPU", "GPU"].filter((kind) => data.resources[kind]?.total);
-  return html`<span class="cluster-meter" aria-label="Cluster use">${kinds.map((kind) => {
-    const { used, total } = data.resources[kind];
-    return html`<span>${kind} ${percent(used / total)}<span class="total"> of ${total}</span></span>`;
-  })}</span>`;
+  return html`<span class="cluster-meter" aria-label="Cluster use">
+    ${kinds.map((kind) => {
+      const { used, total } = data.resources[kind];
+      return html`<span>${kind} ${percent(used / total)}<span class="total"> of ${total}</span></span>`;
+    })}
+  </span>`;
 }
 
 function Gate({ onOpen }) {
@@ -77,11 +89,16 @@ function Gate({ onOpen }) {
   };
   return html`<form class="gate card stack" onSubmit=${open}>
     <h1>A token, please</h1>
-    <p class="muted">This server is protected. The person who runs it made the token with <code>rlhf serve --new-token</code>.</p>
-    <div class="field"><label for="token">Token</label>
-      <input id="token" type="password" autocomplete="current-password" value=${token} onInput=${(e) => setText(e.target.value)}
-        aria-invalid=${error ? "true" : undefined} aria-describedby="token-error" autofocus />
-      <span id="token-error" class="error" role="alert">${error}</span></div>
+    <p class="muted">
+      This server is protected. The person who runs it made the token with <code>rlhf serve --new-token</code>.
+    </p>
+    <div class="field">
+      <label for="token">Token</label>
+      <input id="token" type="password" autocomplete="current-password" value=${token}
+        onInput=${(e) => setText(e.target.value)} aria-invalid=${error ? "true" : undefined}
+        aria-describedby="token-error" autofocus />
+      <span id="token-error" class="error" role="alert">${error}</span>
+    </div>
     <button class="button primary" disabled=${!token.trim() || busy}>Go on</button>
     <p class="small muted">It is kept until this tab is closed.</p>
   </form>`;
@@ -99,22 +116,40 @@ function App() {
   }, []);
   const place = at.parts.join("/");
   useEffect(() => {
-    if (first.current) { first.current = false; return; }
+    if (first.current) {
+      first.current = false;
+      return;
+    }
     main.current.focus({ preventScroll: true });
     window.scrollTo(0, 0);
   }, [at.parts.slice(0, 2).join("/")]);
   const here = at.parts[0] || "runs";
   const link = (name, title, to) => html`<a href=${to} aria-current=${here === name ? "page" : undefined}>${title}</a>`;
   return html`
-    <a class="skip" href="#main" onClick=${(e) => { e.preventDefault(); main.current.focus(); }}>To the content</a>
-    <header class="bar"><div class="bar-in">
-      <a class="brand" href="#/runs" aria-label="rlhf-online, all runs"><svg viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="8" fill="#0f6b5c" /><path d="M6 22c5 0 6-4 9-8s5-5 11-5" fill="none" stroke="#fff" stroke-width="3" stroke-linecap="round" /><circle cx="25" cy="9.5" r="2.8" fill="#fff" /></svg><span>rlhf-online</span></a>
-      <nav aria-label="Main">${link("runs", "Runs", "#/runs")}${link("new", "New run", "#/new")}</nav>
-      <div class="end">${!locked && html`<${ClusterMeter} />`}<${ThemeButton} /></div>
-    </div></header>
+    <a class="skip" href="#main" onClick=${(e) => {
+      e.preventDefault();
+      main.current.focus();
+    }}>
+      To the content
+    </a>
+    <header class="bar">
+      <div class="bar-in">
+        <a class="brand" href="#/runs" aria-label="rlhf-online, all runs">
+          <svg viewBox="0 0 32 32" aria-hidden="true">
+            <rect width="32" height="32" rx="8" fill="#0f6b5c" />
+            <path d="M6 22c5 0 6-4 9-8s5-5 11-5" fill="none" stroke="#fff" stroke-width="3" stroke-linecap="round" />
+            <circle cx="25" cy="9.5" r="2.8" fill="#fff" />
+          </svg>
+          <span>rlhf-online</span>
+        </a>
+        <nav aria-label="Main">${link("runs", "Runs", "#/runs")}${link("new", "New run", "#/new")}</nav>
+        <div class="end">${!locked && html`<${ClusterMeter} />`}<${ThemeButton} /></div>
+      </div>
+    </header>
     <main id="main" tabindex="-1" ref=${main} data-place=${place}>
       ${locked ? html`<${Gate} onOpen=${() => setLocked(false)} />` : html`<${View} at=${at} />`}
-    </main>`;
+    </main>
+  `;
 }
 
 const root = document.getElementById("app");

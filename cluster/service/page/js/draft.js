@@ -4,9 +4,16 @@ import { changesBetween } from "./tree.js";
 
 export const DRAFT = "rlhf-draft";
 
-/** `seen`: the steps that were looked at; `key` makes a repeated start harmless; `began` tells one draft from the next. */
+/** `seen`: the steps that were visited; `key` makes a repeated start harmless; `began` identifies the draft. */
 export function emptyDraft() {
-  return { tree: { algorithm: { type: "grpo" } }, dataset: null, clone: null, seen: ["model"], key: newKey(), began: newKey() };
+  return {
+    tree: { algorithm: { type: "grpo" } },
+    dataset: null,
+    clone: null,
+    seen: ["model"],
+    key: newKey(),
+    began: newKey(),
+  };
 }
 
 /** Whether something would be lost with it. */
@@ -15,23 +22,43 @@ export function isBegun(draft) {
 }
 
 export function storedDraft() {
-  try { return { ...emptyDraft(), ...JSON.parse(sessionStorage.getItem(DRAFT)) }; } catch { return emptyDraft(); }
+  try {
+    return { ...emptyDraft(), ...JSON.parse(sessionStorage.getItem(DRAFT)) };
+  } catch {
+    return emptyDraft();
+  }
 }
 
 /** Keeps a draft that begins with the config of a run and `tree`, what has been changed of it already. */
 export function storeClone(run, config, tree) {
-  const draft = { ...emptyDraft(), tree, clone: { id: run.id, name: run.name, config }, seen: ["model", "data", "settings"] };
-  try { sessionStorage.setItem(DRAFT, JSON.stringify(draft)); } catch { /* the form opens empty */ }
+  const draft = {
+    ...emptyDraft(),
+    tree,
+    clone: { id: run.id, name: run.name, config },
+    seen: ["model", "data", "settings"],
+  };
+  try {
+    sessionStorage.setItem(DRAFT, JSON.stringify(draft));
+  } catch {
+    /* the form opens empty */
+  }
 }
 
 /**
- * Where a draft is planned and started, and with what. A clone is sent as changes of its run: the page has seen that run's
- * config with *** for its secrets, and only the service knows which paths its run was allowed.
+ * Where a draft is planned and started, and with what. A clone is sent as changes to its run: the page has seen that
+ * run's config with *** in place of secrets, and only the service knows which paths its run was allowed.
  */
 export function asked(draft, schema) {
   if (!draft.clone) return { plan: "/plan", start: "/runs", body: draft.tree };
   const at = `/runs/${encodeURIComponent(draft.clone.id)}/clone`;
   const { name, ...tree } = draft.tree;
   const { name: _, ...config } = draft.clone.config;
-  return { plan: `${at}/plan`, start: at, body: { changes: changesBetween(config, tree, (key) => schema?.properties[key]?.default), ...(name ? { name } : {}) } };
+  return {
+    plan: `${at}/plan`,
+    start: at,
+    body: {
+      changes: changesBetween(config, tree, (key) => schema?.properties[key]?.default),
+      ...(name ? { name } : {}),
+    },
+  };
 }

@@ -6,7 +6,11 @@ export function number(value) {
   if (value < 0) return `−${number(-value)}`;
   const size = value;
   if (size === 0) return "0";
-  if (size < 1e-3 || size >= 1e9) return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
+  if (size < 1e-3 || size >= 1e9)
+    return value
+      .toExponential(2)
+      .replace(/\.?0+e/, "e")
+      .replace("e+", "e");
   if (Number.isInteger(value) || size >= 1000) return Math.round(value).toLocaleString("en");
   return String(Number(value.toPrecision(3)));
 }
@@ -22,9 +26,9 @@ export function count(value, noun, plural = `${noun}s`) {
 const SIZES = ["B", "KiB", "MiB", "GiB", "TiB"];
 export function bytes(value) {
   if (value === null || value === undefined) return "–";
-  let unit = 0;
-  while (value >= 1024 && unit < SIZES.length - 1) { value /= 1024; unit += 1; }
-  return `${unit && value < 100 ? value.toFixed(1) : Math.round(value)} ${SIZES[unit]}`;
+  const unit = Math.min(SIZES.length - 1, value < 1 ? 0 : Math.floor(Math.log2(value) / 10));
+  const size = value / 1024 ** unit;
+  return `${unit && size < 100 ? size.toFixed(1) : Math.round(size)} ${SIZES[unit]}`;
 }
 
 /** 601.6 → "10 min", 5400 → "1 h 30 min", 3.2 → "3.2 s". */

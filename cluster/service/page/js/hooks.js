@@ -30,14 +30,19 @@ export function useResource(load, deps, { poll = 0, keep = false } = {}) {
       if (poll && !stop.signal.aborted) timer = setTimeout(run, poll);
     };
     run();
-    return () => { stop.abort(); clearTimeout(timer); };
+    return () => {
+      stop.abort();
+      clearTimeout(timer);
+    };
   }, [key, turn, poll]);
   const reload = useCallback(() => setTurn((old) => old + 1), []);
   return { ...state, reload };
 }
 
 export function useTitle(title) {
-  useEffect(() => { document.title = title ? `${title} · rlhf-online` : "rlhf-online"; }, [title]);
+  useEffect(() => {
+    document.title = title ? `${title} · rlhf-online` : "rlhf-online";
+  }, [title]);
 }
 
 /** The value once it has not changed for `wait` ms. */
@@ -64,10 +69,18 @@ export function useTheme() {
 /** An object kept in the session's storage; what an older page kept lacks fields, which then have their first value. */
 export function useStored(key, initial) {
   const [value, setValue] = useState(() => {
-    try { return { ...initial, ...JSON.parse(sessionStorage.getItem(key)) }; } catch { return initial; }
+    try {
+      return { ...initial, ...JSON.parse(sessionStorage.getItem(key)) };
+    } catch {
+      return initial;
+    }
   });
   useEffect(() => {
-    try { sessionStorage.setItem(key, JSON.stringify(value)); } catch { /* full or forbidden: kept in memory */ }
+    try {
+      sessionStorage.setItem(key, JSON.stringify(value));
+    } catch {
+      /* full or forbidden: kept in memory */
+    }
   }, [key, value]);
   return [value, setValue];
 }

@@ -41,17 +41,27 @@ class Columns {
   }
 
   copy() {
-    return { step: [...this.step], series: Object.fromEntries(Object.entries(this.series).map(([key, values]) => [key, [...values]])) };
+    return {
+      step: [...this.step],
+      series: Object.fromEntries(Object.entries(this.series).map(([key, values]) => [key, [...values]])),
+    };
   }
 }
 
-/** {details, error, columns, mode, refresh}; mode: connecting, live, polling, ended, waiting (the server does not answer). */
+/** {details, error, columns, mode, refresh}; mode: connecting, live, polling, waiting (for the server) or ended. */
 export function useLive(id) {
-  const [state, setState] = useState({ details: null, error: null, columns: { step: [], series: {} }, mode: "connecting" });
+  const [state, setState] = useState({
+    details: null,
+    error: null,
+    columns: { step: [], series: {} },
+    mode: "connecting",
+  });
   const [turn, setTurn] = useState(0);
   useEffect(() => {
     const stop = new AbortController();
-    follow(id, stop.signal, (change) => { if (!stop.signal.aborted) setState((old) => ({ ...old, ...change })); });
+    follow(id, stop.signal, (change) => {
+      if (!stop.signal.aborted) setState((old) => ({ ...old, ...change }));
+    });
     return () => stop.abort();
   }, [id, turn]);
   return { ...state, refresh: useCallback(() => setTurn((old) => old + 1), []) };
@@ -78,7 +88,9 @@ function seen(signal) {
  */
 async function* whileSeen(path, { query, signal }) {
   const stop = new AbortController();
-  const hide = () => { if (document.hidden || signal.aborted) stop.abort(); };
+  const hide = () => {
+    if (document.hidden || signal.aborted) stop.abort();
+  };
   document.addEventListener("visibilitychange", hide);
   signal.addEventListener("abort", hide);
   try {
@@ -94,8 +106,17 @@ async function* whileSeen(path, { query, signal }) {
 
 async function follow(id, signal, set) {
   const at = `/runs/${encodeURIComponent(id)}`;
-  let columns = new Columns(), run = null, looked = 0, timer = 0;
-  const publish = () => { if (!timer) timer = setTimeout(() => { timer = 0; set({ columns: columns.copy() }); }, 120); };
+  let columns = new Columns(),
+    run = null,
+    looked = 0,
+    timer = 0;
+  const publish = () => {
+    if (!timer)
+      timer = setTimeout(() => {
+        timer = 0;
+        set({ columns: columns.copy() });
+      }, 120);
+  };
   const look = async () => {
     looked = Date.now();
     const details = await request(at, { signal });
@@ -110,7 +131,10 @@ async function follow(id, signal, set) {
     if (event === "metrics") columns.add(data);
     if (event === "reset") columns.cut(data.last);
     if (event === "metrics" || event === "reset") publish();
-    if (event === "run") { run = data; set({ mode: "live" }); }
+    if (event === "run") {
+      run = data;
+      set({ mode: "live" });
+    }
     if (event === "end" || Date.now() - looked > REFRESH) await look();
     if (columns.step.length > 2 * POINTS) await load();
   };
@@ -120,8 +144,15 @@ async function follow(id, signal, set) {
     if (signal.aborted) return;
     try {
       await look();
-      if (!loaded) { await load(); loaded = true; }
-      if (ended(run)) { if (columns.last < (run.step || 0)) await load(); set({ mode: "ended" }); return; }
+      if (!loaded) {
+        await load();
+        loaded = true;
+      }
+      if (ended(run)) {
+        if (columns.last < (run.step || 0)) await load();
+        set({ mode: "ended" });
+        return;
+      }
       for await (const event of whileSeen(`${at}/events`, { query: { since: Math.max(0, columns.last) }, signal })) {
         set({ mode: "live" });
         await take(event);
@@ -143,7 +174,7 @@ async function poll(at, columns, signal, { set, look, publish, isEnded }) {
       await look();
       if (isEnded()) return;
       const { metrics } = await request(`${at}/metrics`, { query: { since: Math.max(0, columns.last) }, signal });
-      metrics.forEach((row) => columns.add(row));
+      for (const row of metrics) columns.add(row);
       if (metrics.length) publish();
       set({ mode: "polling" });
     } catch (error) {

@@ -2,20 +2,27 @@
 import { getIn } from "./tree.js";
 
 const MISSING = /^required, but missing(?:; expected (.*))?$/;
-const WANTED = { // what must be chosen on a step, by the path that the plan names or the one where it is chosen
+const WANTED = {
+  // what must be chosen on a step, by the path that the plan names or the one where it is chosen
   policy: ["policy.model", "Choose the model to train."],
   "policy.model": ["policy.model", "Choose the model to train."],
   data: ["data.prompts", "Choose a file of prompts."],
   "data.prompts": ["data.prompts", "Choose a file of prompts."],
   rewards: ["rewards", "Choose a reward model or a function: something must score the answers."],
-  "algorithm.teacher": ["algorithm.teacher.model", "Choose the teacher: a model that already does what this one is to learn."],
-  "algorithm.teacher.model": ["algorithm.teacher.model", "Choose the teacher: a model that already does what this one is to learn."],
+  "algorithm.teacher": [
+    "algorithm.teacher.model",
+    "Choose the teacher: a model that already does what this one is to learn.",
+  ],
+  "algorithm.teacher.model": [
+    "algorithm.teacher.model",
+    "Choose the teacher: a model that already does what this one is to learn.",
+  ],
   algorithm: ["algorithm.type", "Choose an algorithm."],
 };
 
 /**
- * The plan's problems as they are shown: {path, message, missing}; nothing that the draft has by now is missing. The plan
- * looks at rewards only once model and prompts are there, so that their lack is told here.
+ * The plan's problems as they are shown: {path, message, missing}; what the draft has by now is not missing. The plan
+ * checks rewards only once model and prompts are there, so missing rewards are reported here.
  */
 export function plainly(problems, tree) {
   const found = problems.map(plain);
@@ -30,7 +37,11 @@ function plain({ path, message }) {
   if (!missing) return { path, message };
   if (/^rewards\.\d+\.(model|path|url)$/.test(path)) return { path, message: "Say which one.", missing: true };
   const kind = (missing[1] || "").split(" ")[0];
-  return { path, message: kind && kind !== "section" ? `A value is needed here: ${missing[1]}.` : "A value is needed here.", missing: true };
+  return {
+    path,
+    message: kind && kind !== "section" ? `A value is needed here: ${missing[1]}.` : "A value is needed here.",
+    missing: true,
+  };
 }
 
 function wanted(path) {

@@ -1,11 +1,16 @@
 /** The config's JSON schema as forms need it: fields with help, range, default and the options that there are. Pure. */
 import { getIn, shown } from "./tree.js";
 
-const BOUNDS = [["minimum", "≥"], ["exclusiveMinimum", ">"], ["maximum", "≤"], ["exclusiveMaximum", "<"]];
+const BOUNDS = [
+  ["minimum", "≥"],
+  ["exclusiveMinimum", ">"],
+  ["maximum", "≤"],
+  ["exclusiveMaximum", "<"],
+];
 
 function resolve(root, node) {
-  while (node && node.$ref) node = { ...root.$defs[node.$ref.split("/").pop()], ...without(node, "$ref") };
-  return node || {};
+  if (!node?.$ref) return node || {};
+  return resolve(root, { ...root.$defs[node.$ref.split("/").pop()], ...without(node, "$ref") });
 }
 
 function without(node, key) {
@@ -26,7 +31,9 @@ function nonNull(root, node) {
 export function kinds(root, given) {
   const node = resolve(root, given);
   if (node.discriminator) {
-    return Object.fromEntries(Object.entries(node.discriminator.mapping).map(([tag, ref]) => [tag, resolve(root, { $ref: ref })]));
+    return Object.fromEntries(
+      Object.entries(node.discriminator.mapping).map(([tag, ref]) => [tag, resolve(root, { $ref: ref })]),
+    );
   }
   const type = node.properties?.type;
   const tags = type && (type.enum || (type.const !== undefined ? [type.const] : null));
@@ -40,7 +47,8 @@ export function section(root, name) {
 /** What a leaf's enum offers, [] where it is none. */
 export function options(root, path) {
   let node = root;
-  for (const part of path.split(".")) node = nonNull(root, resolve(root, resolve(root, node).properties?.[part] || {}))[0];
+  for (const part of path.split("."))
+    node = nonNull(root, resolve(root, resolve(root, node).properties?.[part] || {}))[0];
   return node.enum || (node.const !== undefined ? [node.const] : []);
 }
 
@@ -62,8 +70,11 @@ function walk(root, given, path, tree, required) {
     const head = nullable ? [{ path, kind: "section", help: oneLine(node.description), node, nullable }] : [];
     if (nullable && !getIn(tree, path)) return head;
     const needs = chosen.required || [];
-    return head.concat(Object.entries(chosen.properties).flatMap(([key, child]) =>
-      byType && key === "type" ? [] : walk(root, child, `${path}.${key}`, tree, needs.includes(key))));
+    return head.concat(
+      Object.entries(chosen.properties).flatMap(([key, child]) =>
+        byType && key === "type" ? [] : walk(root, child, `${path}.${key}`, tree, needs.includes(key)),
+      ),
+    );
   }
   if (node.type === "array" && kinds(root, node.items || {})) return [];
   return [leaf(node, path, nullable, required)];
@@ -71,12 +82,27 @@ function walk(root, given, path, tree, required) {
 
 function leaf(node, path, nullable, required) {
   const choices = node.enum || (node.const !== undefined ? [node.const] : null);
-  const kind = choices ? "choice" : { boolean: "switch", integer: "number", number: "number", string: "text" }[node.type] || "value";
-  return { path, kind, choices, nullable, node, help: oneLine(node.description), default: node.default, required: required && !("default" in node), range: range(node, nullable), recommended: node.recommended };
+  const kind = choices
+    ? "choice"
+    : { boolean: "switch", integer: "number", number: "number", string: "text" }[node.type] || "value";
+  return {
+    path,
+    kind,
+    choices,
+    nullable,
+    node,
+    help: oneLine(node.description),
+    default: node.default,
+    required: required && !("default" in node),
+    range: range(node, nullable),
+    recommended: node.recommended,
+  };
 }
 
 function range(node, nullable) {
-  const bounds = BOUNDS.filter(([key]) => key in node && Math.abs(node[key]) < 1e9).map(([key, sign]) => `${sign} ${node[key]}`);
+  const bounds = BOUNDS.filter(([key]) => key in node && Math.abs(node[key]) < 1e9).map(
+    ([key, sign]) => `${sign} ${node[key]}`,
+  );
   const kind = { integer: "whole number", number: "number" }[node.type];
   return kind ? [kind, bounds.join(", ")].filter(Boolean).join(" ") + (nullable ? ", or empty" : "") : "";
 }
@@ -85,13 +111,20 @@ function oneLine(text) {
   return (text || "").replace(/\s+/g, " ").trim();
 }
 
-/** What was typed as the config's value: undefined (take the default) of nothing; what does not fit stays text, which the plan refuses by name. */
+/**
+ * What was typed, as the config's value: undefined (the default) for an empty field; what does not parse stays text,
+ * which the plan then refuses by name.
+ */
 export function parse(field, text) {
   const trimmed = text.trim();
   if (trimmed === "") return undefined;
   if (field.kind === "number") return Number.isFinite(Number(trimmed)) ? Number(trimmed) : trimmed;
   if (field.kind === "text") return text;
-  try { return JSON.parse(trimmed); } catch { /* not JSON: a list of words, or text */ }
+  try {
+    return JSON.parse(trimmed);
+  } catch {
+    /* not JSON: a list of words, or text */
+  }
   return field.node.type === "array" ? trimmed.split(",").map((part) => part.trim()) : text;
 }
 

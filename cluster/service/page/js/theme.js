@@ -1,11 +1,15 @@
-// Sets the colours before the first paint; a plain script, since modules run too late for that.
-(function () {
-  var dark = window.matchMedia("(prefers-color-scheme: dark)");
+// Sets the colors before the first paint; a plain script, since modules run too late for that.
+(() => {
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
   function chosen() {
-    try { return localStorage.getItem("rlhf-theme"); } catch (error) { return null; }
+    try {
+      return localStorage.getItem("rlhf-theme");
+    } catch {
+      return null;
+    }
   }
   function apply() {
-    var theme = chosen() || (dark.matches ? "dark" : "light");
+    const theme = chosen() || (dark.matches ? "dark" : "light");
     if (document.documentElement.dataset.theme === theme) return;
     document.documentElement.dataset.theme = theme;
     document.dispatchEvent(new Event("themechange"));

@@ -33,27 +33,33 @@ function isSection(node) {
 }
 
 /**
- * {dotted path: value} that makes `after` of `before`. Nothing can be taken out by a path, so that a section or list that
- * lost something is given whole; `fallback(key)` is what a value at the top becomes when it is taken out.
+ * {dotted path: value} that turns `before` into `after`. A path cannot remove anything, so a section or list that lost
+ * something is given in full; `fallback(key)` is what a value at the top becomes when it is removed.
  */
 export function changesBetween(before, after, fallback) {
   const keys = [...new Set([...Object.keys(before), ...Object.keys(after)])];
-  return Object.assign({}, ...keys.map((key) => {
-    const now = after[key] === undefined ? (isSection(before[key]) ? {} : fallback(key) ?? null) : after[key];
-    return changesAt(key, before[key], now);
-  }));
+  return Object.assign(
+    {},
+    ...keys.map((key) => {
+      const now = after[key] === undefined ? (isSection(before[key]) ? {} : (fallback(key) ?? null)) : after[key];
+      return changesAt(key, before[key], now);
+    }),
+  );
 }
 
 function changesAt(path, before, after) {
   if (JSON.stringify(before) === JSON.stringify(after)) return {};
-  const alike = isSection(before) && isSection(after) ? Object.keys(before).every((key) => after[key] !== undefined)
-    : Array.isArray(before) && Array.isArray(after) && before.length === after.length;
+  const alike =
+    isSection(before) && isSection(after)
+      ? Object.keys(before).every((key) => after[key] !== undefined)
+      : Array.isArray(before) && Array.isArray(after) && before.length === after.length;
   if (!alike) return { [path]: after };
   return Object.assign({}, ...Object.keys(after).map((key) => changesAt(`${path}.${key}`, before[key], after[key])));
 }
 
 export function shown(value) {
   if (value === undefined) return "";
-  if (typeof value === "number" && value !== 0 && Math.abs(value) < 1e-3) return value.toExponential().replace("e+", "e");
+  if (typeof value === "number" && value !== 0 && Math.abs(value) < 1e-3)
+    return value.toExponential().replace("e+", "e");
   return typeof value === "string" ? value : JSON.stringify(value);
 }

@@ -1,4 +1,4 @@
-/** The upload that is going on: it belongs to the page, not to a view, so that it is still there when one comes back. */
+/** The upload in progress: it belongs to the page, not to a view, so that it is still there when one comes back. */
 import { request, upload } from "./api.js";
 import { bytes } from "./format.js";
 import { useEffect, useState } from "./html.js";
@@ -6,7 +6,7 @@ import { useEffect, useState } from "./html.js";
 const SUFFIXES = [".jsonl", ".jsonl.gz", ".parquet"];
 export const ACCEPTED = ".jsonl,.gz,.parquet"; // of the file dialog, which knows last suffixes only
 
-/** work: {name, share, stopping} while one goes on; error: why the last did not end well; dataset: made, not yet chosen. */
+/** work: {name, share, stopping} while one runs; error: why the last one failed; dataset: uploaded, not yet chosen. */
 let state = { work: null, error: null, dataset: null };
 let abort = null;
 const changed = new EventTarget();
@@ -53,7 +53,7 @@ export async function startUpload(file, limit) {
   set({ work: null });
 }
 
-/** A file that is being read may become a dataset in the moment of hanging up: one waits for it, and removes it then. */
+/** A file that is being read may become a dataset while we hang up: wait for it, then remove it. */
 export function stopUpload() {
   if (state.work.share < 1) return abort();
   set({ work: { ...state.work, stopping: true } });

@@ -30,12 +30,13 @@ VIEWS = {
     "compare": "#/compare?ids=20260131-1-good,20260130-2-fast",
 }
 
-PROBES = Path(__file__).parent / "probes"
-CONTRAST = (PROBES / "contrast.js").read_text()
 
-CONTROLS = (PROBES / "controls.js").read_text()
+def probe(name: str) -> str:
+    """A function for the browser; as a file of its own it ends with a semicolon, which an expression may not."""
+    return (Path(__file__).parent / "probes" / name).read_text().rstrip().removesuffix(";")
 
-FOCUSED = (PROBES / "focused.js").read_text()
+
+CONTRAST, CONTROLS, FOCUSED = probe("contrast.js"), probe("controls.js"), probe("focused.js")
 
 
 def settled(page: Page) -> None:

@@ -6,7 +6,7 @@ import { fields, kinds, options, rewardFields } from "../schema.js";
 import { getIn } from "../tree.js";
 import { Failure, Loading, Notice } from "../ui.js";
 import { Picker, useModels } from "./model-picker.js";
-import { Foot, stepOf } from "./new.js";
+import { Foot, stepOf } from "./new-steps.js";
 
 const ALGORITHMS = {
   grpo: ["GRPO", "Answers of one prompt are compared with each other. Stable; needs no critic."],
@@ -14,19 +14,44 @@ const ALGORITHMS = {
   gkd: ["GKD", "The model learns from a teacher on its own answers."],
 };
 const TRAIN_TYPES = {
-  full: ["Full", "All weights. The most memory."], lora: ["LoRA", "Small matrices beside frozen weights."],
-  qlora: ["QLoRA", "LoRA over 4-bit weights. The least memory."], adalora: ["AdaLoRA", "LoRA whose rank goes where it is needed."],
+  full: ["Full", "All weights. The most memory."],
+  lora: ["LoRA", "Small matrices beside frozen weights."],
+  qlora: ["QLoRA", "LoRA over 4-bit weights. The least memory."],
+  adalora: ["AdaLoRA", "LoRA whose rank goes where it is needed."],
 };
-const FIRST = ["algorithm.kl.coef", "train.learning_rate", "train.steps", "train.prompts_per_step", "sampling.n", "sampling.max_tokens", "sampling.temperature", "data.max_prompt_tokens", "policy.lora.r", "policy.lora.alpha"];
+const FIRST = [
+  "algorithm.kl.coef",
+  "train.learning_rate",
+  "train.steps",
+  "train.prompts_per_step",
+  "sampling.n",
+  "sampling.max_tokens",
+  "sampling.temperature",
+  "data.max_prompt_tokens",
+  "policy.lora.r",
+  "policy.lora.alpha",
+];
 const TEACHER = "algorithm.teacher.model";
-const ELSEWHERE = [TEACHER, "policy.model", "policy.train_type", "data.prompts", "name", "root"]; // set on other steps, or above
+/** What is set on other steps, or above. */
+const ELSEWHERE = [TEACHER, "policy.model", "policy.train_type", "data.prompts", "name", "root"];
 const TITLES = {
-  policy: "Model", data: "Prompts", algorithm: "Algorithm", sampling: "Sampling", train: "Training", generators: "Generators (vLLM)",
-  learners: "Learners (DeepSpeed)", sync: "Weight sync", checkpoint: "Checkpoints", eval: "Evaluation", logging: "Logging", timeouts: "Deadlines",
+  policy: "Model",
+  data: "Prompts",
+  algorithm: "Algorithm",
+  sampling: "Sampling",
+  train: "Training",
+  generators: "Generators (vLLM)",
+  learners: "Learners (DeepSpeed)",
+  sync: "Weight sync",
+  checkpoint: "Checkpoints",
+  eval: "Evaluation",
+  logging: "Logging",
+  timeouts: "Deadlines",
 };
 
 export function SettingsStep({ draft, setDraft, change, problems, warnings, late, plan, schema }) {
-  const tree = draft.tree, before = draft.clone?.config || {};
+  const tree = draft.tree,
+    before = draft.clone?.config || {};
   const algorithm = tree.algorithm?.type || "grpo";
   const trainType = tree.policy?.train_type || "full";
   const algorithms = Object.keys(kinds(schema, schema.properties.algorithm) || {});
@@ -34,35 +59,93 @@ export function SettingsStep({ draft, setDraft, change, problems, warnings, late
   const every = names.filter((name) => name !== "rewards").flatMap((name) => fields(schema, name, tree));
   const all = every.filter((f) => !ELSEWHERE.includes(f.path));
   const teacher = every.find((f) => f.path === TEACHER);
-  const first = FIRST.map((path) => all.find((f) => f.path === path)).filter(Boolean).filter((f) => !f.path.startsWith("policy.lora") || trainType !== "full");
+  const first = FIRST.map((path) => all.find((f) => f.path === path))
+    .filter(Boolean)
+    .filter((f) => !f.path.startsWith("policy.lora") || trainType !== "full");
   const needed = all.filter((f) => f.required && !first.includes(f));
   const top = [...needed, ...first];
   const rest = all.filter((f) => !top.includes(f));
   const own = problems.filter((p) => stepOf(p.path) === "settings");
-  const setAlgorithm = (type) => setDraft((old) => ({ ...old, tree: { ...old.tree, algorithm: { type, ...shared(schema, type, old.tree.algorithm) } } }));
-  const show = (f) => html`<${Field} key=${f.path} field=${f} tree=${tree} problems=${own} warnings=${warnings} onChange=${change} big=${top.includes(f)} />`;
-  const orphans = own.filter((p) => ![...all, ...(teacher ? [teacher] : []), { path: "algorithm.type" }, { path: "policy.train_type" }].some((f) => problemsOf([p], f).length));
+  const setAlgorithm = (type) =>
+    setDraft((old) => ({
+      ...old,
+      tree: { ...old.tree, algorithm: { type, ...shared(schema, type, old.tree.algorithm) } },
+    }));
+  const show = (f) =>
+    html`<${Field} key=${f.path} field=${f} tree=${tree} problems=${own} warnings=${warnings} onChange=${change}
+      big=${top.includes(f)} />`;
+  const orphans = own.filter(
+    (p) =>
+      ![...all, ...(teacher ? [teacher] : []), { path: "algorithm.type" }, { path: "policy.train_type" }].some(
+        (f) => problemsOf([p], f).length,
+      ),
+  );
   return html`<div class="stack wide">
     <section class="card stack wide">
-      <div class="field"><span class="label">Training method</span>
-        <div class="choices"><label class="choice"><input type="radio" name="method" checked readonly /><span><span class="name">RLHF, online</span>
-          <span class="small muted">Selected automatically: prompts without answers, which the model writes while it trains.</span></span></label></div></div>
-      <${Options} title="Algorithm" name="algorithm" known=${ALGORITHMS} available=${algorithms} value=${algorithm} onPick=${setAlgorithm} problems=${problemsAt(own, "algorithm.type")} />
-      <${Options} title="What is trained" name="train-type" known=${TRAIN_TYPES} available=${options(schema, "policy.train_type")} value=${trainType}
-        onPick=${(value) => change("policy.train_type", value === "full" ? undefined : value)} problems=${problemsAt(own, "policy.train_type")} />
+      <div class="field">
+        <span class="label">Training method</span>
+        <div class="choices">
+          <label class="choice">
+            <input type="radio" name="method" checked readonly />
+            <span>
+              <span class="name">RLHF, online</span>
+              <span class="small muted">
+                Selected automatically: prompts without answers, which the model writes while it trains.
+              </span>
+            </span>
+          </label>
+        </div>
+      </div>
+      <${Options} title="Algorithm" name="algorithm" known=${ALGORITHMS} available=${algorithms} value=${algorithm}
+        onPick=${setAlgorithm} problems=${problemsAt(own, "algorithm.type")} />
+      <${Options} title="What is trained" name="train-type" known=${TRAIN_TYPES}
+        available=${options(schema, "policy.train_type")} value=${trainType}
+        onPick=${(value) => change("policy.train_type", value === "full" ? undefined : value)}
+        problems=${problemsAt(own, "policy.train_type")} />
     </section>
-    ${teacher && html`<${Teacher} value=${getIn(tree, TEACHER)} wrong=${problemsOf(own, teacher)} late=${late} onPick=${(path) => change(TEACHER, path || undefined)} />`}
-    <section class="card stack wide"><h2>What matters most</h2><div class="settings">${top.map(show)}</div>
-      ${plan.data?.arithmetic?.length > 0 && html`<ul class="words muted small" aria-live="polite">${plan.data.arithmetic.slice(0, 2).map((line) => html`<li>${line}</li>`)}</ul>`}</section>
+    ${
+      teacher &&
+      html`<${Teacher} value=${getIn(tree, TEACHER)} wrong=${problemsOf(own, teacher)} late=${late}
+        onPick=${(path) => change(TEACHER, path || undefined)} />`
+    }
+    <section class="card stack wide">
+      <h2>What matters most</h2>
+      <div class="settings">${top.map(show)}</div>
+      ${
+        plan.data?.arithmetic?.length > 0 &&
+        html`<ul class="words muted small" aria-live="polite">
+          ${plan.data.arithmetic.slice(0, 2).map((line) => html`<li>${line}</li>`)}
+        </ul>`
+      }
+    </section>
     ${plan.error && html`<${Failure} error=${plan.error} again=${plan.reload} />`}
-    ${orphans.length > 0 && html`<${Notice} kind="bad" alert><ul>${orphans.map((p) => html`<li><span class="mono">${p.path}</span>: ${p.message}</li>`)}</ul><//>`}
-    <section class="card stack tight"><h2>Everything else</h2><p class="muted">Each has a default that is good enough to start with.</p><div class="folds">
-      <${Folded} title="The run" fields=${rest.filter((f) => !f.path.includes("."))} show=${show} problems=${own} warnings=${warnings} tree=${tree} before=${before} />
-      ${names.filter((name) => TITLES[name] || rest.some((f) => f.path.startsWith(`${name}.`))).map((name) => html`<${Folded} key=${name} title=${TITLES[name] || name}
-        fields=${rest.filter((f) => f.path.startsWith(`${name}.`))} show=${show} problems=${own} warnings=${warnings} tree=${tree} before=${before} />`)}
-      ${(tree.rewards || []).map((reward, index) => html`<${Folded} key=${`reward${index}`} title="Reward: ${reward.name || (reward.model || reward.path || reward.url || "").split(/[/:]/).pop()}"
-        fields=${rewardFields(schema, index, tree).filter((f) => !/\.(model|path|url)$/.test(f.path))} show=${show} problems=${own} warnings=${warnings} tree=${tree} before=${before} />`)}
-    </div></section>
+    ${
+      orphans.length > 0 &&
+      html`<${Notice} kind="bad" alert>
+        <ul>${orphans.map((p) => html`<li><span class="mono">${p.path}</span>: ${p.message}</li>`)}</ul>
+      <//>`
+    }
+    <section class="card stack tight">
+      <h2>Everything else</h2>
+      <p class="muted">Each has a default that is good enough to start with.</p>
+      <div class="folds">
+        <${Folded} title="The run" fields=${rest.filter((f) => !f.path.includes("."))} show=${show} problems=${own}
+          warnings=${warnings} tree=${tree} before=${before} />
+        ${names
+          .filter((name) => TITLES[name] || rest.some((f) => f.path.startsWith(`${name}.`)))
+          .map(
+            (name) => html`<${Folded} key=${name} title=${TITLES[name] || name}
+              fields=${rest.filter((f) => f.path.startsWith(`${name}.`))} show=${show} problems=${own}
+              warnings=${warnings} tree=${tree} before=${before} />`,
+          )}
+        ${(tree.rewards || []).map(
+          (reward, index) => html`<${Folded} key=${`reward${index}`}
+            title="Reward: ${reward.name || (reward.model || reward.path || reward.url || "").split(/[/:]/).pop()}"
+            fields=${rewardFields(schema, index, tree).filter((f) => !/\.(model|path|url)$/.test(f.path))}
+            show=${show} problems=${own} warnings=${warnings} tree=${tree} before=${before} />`,
+        )}
+      </div>
+    </section>
     <${Foot} back="data" next="review" title="Review" />
   </div>`;
 }
@@ -71,33 +154,54 @@ function Teacher({ value, wrong, late, onPick }) {
   const models = useModels();
   if (models.error) return html`<${Failure} error=${models.error} again=${models.reload} />`;
   if (!models.data) return html`<${Loading} lines=${3} height=${64} />`;
-  return html`<${Picker} name="teacher" title="The teacher" help="It shows, token by token, how it would have gone on with the model's own answers. It needs the same vocabulary."
-    models=${models.data.models.filter((m) => m.role === "policy")} value=${value} onPick=${onPick} wrong=${wrong} late=${late} roots=${models.data.roots} />`;
+  return html`<${Picker} name="teacher" title="The teacher"
+    help="It gives its next-token probabilities for the model's own completions. It needs the same vocabulary."
+    models=${models.data.models.filter((m) => m.role === "policy")} value=${value} onPick=${onPick} wrong=${wrong}
+    late=${late} roots=${models.data.roots} />`;
 }
 
 /** What another algorithm takes over from the one before: the KL term, where it has one. */
 function shared(schema, type, old) {
-  const has = (kinds(schema, schema.properties.algorithm) || {})[type]?.properties?.kl;
+  const has = kinds(schema, schema.properties.algorithm)?.[type]?.properties?.kl;
   return has && old?.kl ? { kl: old.kl } : {};
 }
 
 function Options({ title, name, known, available, value, onPick, problems }) {
   const names = [...new Set([...Object.keys(known), ...available])];
-  return html`<fieldset class="field"><legend class="legend">${title}</legend><div class="choices across">
-    ${names.map((one) => {
-      const off = !available.includes(one);
-      const [label, help] = known[one] || [one, ""];
-      return html`<label class="choice ${off ? "off" : ""}"><input type="radio" name=${name} checked=${one === value} disabled=${off} onChange=${() => onPick(one)} />
-        <span><span class="name">${label}</span><span class="small muted">${help}</span>${off && html`<span class="tag">not available yet</span>`}</span></label>`;
-    })}</div><${Wrong} problems=${problems} /></fieldset>`;
+  return html`<fieldset class="field">
+    <legend class="legend">${title}</legend>
+    <div class="choices across">
+      ${names.map((one) => {
+        const off = !available.includes(one);
+        const [label, help] = known[one] || [one, ""];
+        return html`<label class="choice ${off ? "off" : ""}">
+          <input type="radio" name=${name} checked=${one === value} disabled=${off} onChange=${() => onPick(one)} />
+          <span>
+            <span class="name">${label}</span>
+            <span class="small muted">${help}</span>
+            ${off && html`<span class="tag">not available yet</span>`}
+          </span>
+        </label>`;
+      })}
+    </div>
+    <${Wrong} problems=${problems} />
+  </fieldset>`;
 }
 
 function Folded({ title, fields: inside, show, problems, warnings, tree, before }) {
   if (!inside.length) return null;
   const wrong = inside.flatMap((f) => problemsOf(problems, f)).length;
   const unusual = inside.flatMap((f) => problemsAt(warnings, f.path)).length;
-  const set = inside.filter((f) => JSON.stringify(getIn(tree, f.path)) !== JSON.stringify(getIn(before, f.path))).length;
-  return html`<details><summary>${title}
-    ${wrong > 0 && html`<span class="state failed">${count(wrong, "problem")}</span>`}${unusual > 0 && html`<span class="state info">${count(unusual, "note")}</span>`}${set > 0 && html`<span class="tag">${set} changed</span>`}</summary>
-    <div class="settings">${inside.map(show)}</div></details>`;
+  const set = inside.filter(
+    (f) => JSON.stringify(getIn(tree, f.path)) !== JSON.stringify(getIn(before, f.path)),
+  ).length;
+  return html`<details>
+    <summary>
+      ${title}
+      ${wrong > 0 && html`<span class="state failed">${count(wrong, "problem")}</span>`}
+      ${unusual > 0 && html`<span class="state info">${count(unusual, "note")}</span>`}
+      ${set > 0 && html`<span class="tag">${set} changed</span>`}
+    </summary>
+    <div class="settings">${inside.map(show)}</div>
+  </details>`;
 }

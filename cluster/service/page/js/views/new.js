@@ -1,8 +1,8 @@
 /** A new run in four steps: model, dataset, settings, review. The draft is kept in the session. */
 import { newKey, request } from "../api.js";
 import { asked, DRAFT, emptyDraft, isBegun } from "../draft.js";
-import { html, useCallback, useEffect, useMemo, useState } from "../html.js";
 import { useResource, useSettled, useStored, useTitle } from "../hooks.js";
+import { html, useCallback, useEffect, useMemo, useState } from "../html.js";
 import { plainly } from "../plain.js";
 import { setIn } from "../tree.js";
 import { Button, Dialog, Failure, Icon, Loading } from "../ui.js";
@@ -11,15 +11,7 @@ import { DataStep } from "./new-data.js";
 import { ModelStep } from "./new-model.js";
 import { ReviewStep } from "./new-review.js";
 import { SettingsStep } from "./new-settings.js";
-
-const STEPS = [["model", "Model"], ["data", "Dataset"], ["settings", "Settings"], ["review", "Review"]];
-
-/** The step on which a problem is mended. */
-export function stepOf(path) {
-  if (path === "policy" || path === "policy.model" || path === "rewards" || /^rewards\.\d+\.(model|path|url|type)/.test(path)) return "model";
-  if (path === "data" || path.startsWith("data.prompts") || /[/\\]|\.(jsonl|gz|parquet)\b/.test(path)) return "data"; // a file's name
-  return "settings";
-}
+import { STEPS, stepOf } from "./new-steps.js";
 
 export function NewRun({ step }) {
   useTitle("New run");
@@ -28,9 +20,14 @@ export function NewRun({ step }) {
   const service = useResource((signal) => request("/service", { signal }), []);
   const settled = useSettled(draft.tree);
   const ask = useMemo(() => asked({ ...draft, tree: settled }, schema.data), [draft.clone, settled, schema.data]);
-  const plan = useResource((signal) => request(ask.plan, { method: "POST", body: ask.body, signal }), [ask], { keep: true });
+  const plan = useResource((signal) => request(ask.plan, { method: "POST", body: ask.body, signal }), [ask], {
+    keep: true,
+  });
   const current = settled === draft.tree && !plan.loading;
-  const change = useCallback((path, value) => setDraft((old) => ({ ...old, key: newKey(), tree: setIn(old.tree, path, value) })), []);
+  const change = useCallback(
+    (path, value) => setDraft((old) => ({ ...old, key: newKey(), tree: setIn(old.tree, path, value) })),
+    [],
+  );
   const problems = useMemo(() => (plan.data ? plainly(plan.data.problems, draft.tree) : []), [draft.tree, plan.data]);
   const warnings = plan.data?.warnings || [];
   const { dataset } = useUpload();
@@ -41,34 +38,84 @@ export function NewRun({ step }) {
     taken();
   }, [dataset]);
   const here = STEPS.findIndex(([name]) => name === step);
-  const late = STEPS.some(([name], index) => index > here && draft.seen.includes(name)); // somebody has gone past this step
+  const late = STEPS.some(([name], index) => index > here && draft.seen.includes(name)); // a later step was visited
   useEffect(() => setDraft((old) => (old.seen.includes(step) ? old : { ...old, seen: [...old.seen, step] })), [step]);
   const right = (name) => Boolean(plan.data) && name !== "review" && !problems.some((p) => stepOf(p.path) === name);
   const ticked = (name) => name !== step && draft.seen.includes(name) && right(name);
   const error = schema.error || service.error;
-  const known = { draft, setDraft, change, problems, warnings, plan, ask, current, schema: schema.data, service: service.data, right, late };
+  const known = {
+    draft,
+    setDraft,
+    change,
+    problems,
+    warnings,
+    plan,
+    ask,
+    current,
+    schema: schema.data,
+    service: service.data,
+    right,
+    late,
+  };
   const View = { model: ModelStep, data: DataStep, settings: SettingsStep, review: ReviewStep }[step] || ModelStep;
   return html`<div class="narrow stack wide">
-    <${Head} draft=${draft} onDiscard=${() => { setDraft(emptyDraft()); location.hash = "#/new/model"; }} />
-    <nav class="steps" aria-label="The four steps">${STEPS.map(([name, title], index) => html`
-      <a href="#/new/${name}" class=${ticked(name) ? "done" : ""} aria-current=${name === step ? "step" : undefined}>
-        <span class="mark">${ticked(name) ? html`<${Icon} name="check" /><span class="hidden-text">Done:</span>` : index + 1}</span><span>${title}</span></a>`)}</nav>
-    ${error ? html`<${Failure} error=${error} again=${() => { schema.reload(); service.reload(); }} />`
-      : !schema.data || !service.data ? html`<${Loading} lines=${5} />` : html`<${View} key=${draft.began} ...${known} />`}
+    <${Head} draft=${draft} onDiscard=${() => {
+      setDraft(emptyDraft());
+      location.hash = "#/new/model";
+    }} />
+    <nav class="steps" aria-label="The four steps">
+      ${STEPS.map(
+        ([name, title], index) => html`
+          <a href="#/new/${name}" class=${ticked(name) ? "done" : ""}
+            aria-current=${name === step ? "step" : undefined}>
+            <span class="mark">
+              ${ticked(name) ? html`<${Icon} name="check" /><span class="hidden-text">Done:</span>` : index + 1}
+            </span>
+            <span>${title}</span>
+          </a>`,
+      )}
+    </nav>
+    ${
+      error
+        ? html`<${Failure} error=${error} again=${() => {
+            schema.reload();
+            service.reload();
+          }} />`
+        : !schema.data || !service.data
+          ? html`<${Loading} lines=${5} />`
+          : html`<${View} key=${draft.began} ...${known} />`
+    }
   </div>`;
 }
 
 function Head({ draft, onDiscard }) {
   const [asking, setAsking] = useState(false);
-  return html`<div class="stack tight"><div class="row between"><h1>New run</h1>
-      ${isBegun(draft) && html`<${Button} kind="quiet" slim onClick=${() => setAsking(true)}>Discard<//>`}</div>
-    ${draft.clone && html`<p class="muted">A clone of <a href="#/runs/${encodeURIComponent(draft.clone.id)}">${draft.clone.name}</a>. What you do not change stays as it is there.</p>`}
-    ${asking && html`<${Dialog} title="Discard this draft?" onClose=${() => setAsking(false)}><p>What was chosen on the four steps is forgotten. Uploads stay on the server.</p>
-      <div class="actions"><${Button} onClick=${() => setAsking(false)}>Keep it<//><${Button} kind="danger" onClick=${() => { setAsking(false); onDiscard(); }}>Discard<//></div><//>`}</div>`;
-}
-
-/** Back and on, at the foot of a step. */
-export function Foot({ back, next, title = "Go on", children }) {
-  return html`<div class="foot">${back ? html`<a class="button" href="#/new/${back}">Back</a>` : html`<span></span>`}
-    ${children || html`<a class="button primary" href="#/new/${next}">${title}</a>`}</div>`;
+  return html`<div class="stack tight">
+    <div class="row between">
+      <h1>New run</h1>
+      ${isBegun(draft) && html`<${Button} kind="quiet" slim onClick=${() => setAsking(true)}>Discard<//>`}
+    </div>
+    ${
+      draft.clone &&
+      html`<p class="muted">
+        A clone of <a href="#/runs/${encodeURIComponent(draft.clone.id)}">${draft.clone.name}</a>
+        . What you do not change stays as it is there.
+      </p>`
+    }
+    ${
+      asking &&
+      html`<${Dialog} title="Discard this draft?" onClose=${() => setAsking(false)}>
+        <p>What was chosen on the four steps is forgotten. Uploads stay on the server.</p>
+        <div class="actions">
+          <${Button} onClick=${() => setAsking(false)}>Keep it<//>
+          <${Button} kind="danger" onClick=${() => {
+            setAsking(false);
+            onDiscard();
+          }}>
+            Discard
+          <//>
+        </div>
+      <//>`
+    }
+  </div>`;
 }

@@ -1,10 +1,10 @@
 /** Cloning a run: what changes, what is wrong with it, start; or everything in the form first. */
 import { newKey, request } from "../api.js";
 import { isBegun, storeClone, storedDraft } from "../draft.js";
-import { html, useMemo, useState } from "../html.js";
 import { useResource } from "../hooks.js";
-import { Button, Dialog, Failure, Loading, Notice } from "../ui.js";
+import { html, useMemo, useState } from "../html.js";
 import { setIn, shown } from "../tree.js";
+import { Button, Dialog, Failure, Loading, Notice } from "../ui.js";
 
 export function CloneDialog({ details, changes, onClose }) {
   const at = `/runs/${encodeURIComponent(details.run.id)}`;
@@ -12,14 +12,21 @@ export function CloneDialog({ details, changes, onClose }) {
   const [error, setError] = useState(null);
   const [busy, setBusy] = useState(false);
   const [replacing, setReplacing] = useState(false); // a draft, which has been said
-  const plan = useResource((signal) => request(`${at}/clone/plan`, { method: "POST", body: { changes }, signal }), [at, changes]);
+  const plan = useResource(
+    (signal) => request(`${at}/clone/plan`, { method: "POST", body: { changes }, signal }),
+    [at, changes],
+  );
   const problems = plan.data?.problems || [];
   const key = useMemo(newKey, [at, changes, name]); // sent twice, it makes one run
   const start = async () => {
     setBusy(true);
     setError(null);
     try {
-      const { run } = await request(`${at}/clone`, { method: "POST", body: { changes, name }, extra: { "Idempotency-Key": key } });
+      const { run } = await request(`${at}/clone`, {
+        method: "POST",
+        body: { changes, name },
+        extra: { "Idempotency-Key": key },
+      });
       onClose();
       location.hash = `#/runs/${encodeURIComponent(run.id)}`;
     } catch (problem) {
@@ -28,26 +35,73 @@ export function CloneDialog({ details, changes, onClose }) {
     }
   };
   const edit = () => {
-    if (!replacing && isBegun(storedDraft())) { setReplacing(true); return; }
+    if (!replacing && isBegun(storedDraft())) {
+      setReplacing(true);
+      return;
+    }
     const { root: _, ...config } = details.config;
-    storeClone(details.run, config, Object.entries(changes).reduce((old, [path, value]) => setIn(old, path, value), { ...config, name }));
+    storeClone(
+      details.run,
+      config,
+      Object.entries(changes).reduce((old, [path, value]) => setIn(old, path, value), { ...config, name }),
+    );
     onClose();
     location.hash = "#/new/settings";
   };
   return html`<${Dialog} title="Clone ${details.run.name}" onClose=${onClose}>
-    <p class="muted">A new run from the beginning with the same settings${Object.keys(changes).length ? ", but for these" : ""}. The old one stays.</p>
+    <p class="muted">
+      A new run from the beginning with the same settings${Object.keys(changes).length ? ", but for these" : ""}
+      . The old one stays.
+    </p>
     ${plan.loading && html`<${Loading} lines=${2} height=${24} />`}
     ${plan.data?.changes?.length > 0 && html`<${Changes} changes=${plan.data.changes} />`}
-    <div class="field"><label for="clone-name">Name</label><input id="clone-name" type="text" maxlength="64" value=${name} onInput=${(e) => setName(e.target.value)} /></div>
-    ${problems.length > 0 && html`<${Notice} kind="bad" alert><ul>${problems.map((p) => html`<li><span class="mono">${p.path}</span>: ${p.message}</li>`)}</ul><//>`}
+    <div class="field">
+      <label for="clone-name">Name</label>
+      <input id="clone-name" type="text" maxlength="64" value=${name} onInput=${(e) => setName(e.target.value)} />
+    </div>
+    ${
+      problems.length > 0 &&
+      html`<${Notice} kind="bad" alert>
+        <ul>${problems.map((p) => html`<li><span class="mono">${p.path}</span>: ${p.message}</li>`)}</ul>
+      <//>`
+    }
     ${(error || plan.error) && html`<${Failure} error=${error || plan.error} />`}
-    ${replacing && html`<${Notice} kind="warn" alert>There is a draft of a new run that was not started. Editing this clone puts it in that draft's place. <a href="#/new">Look at the draft</a><//>`}
-    <div class="actions"><${Button} kind="quiet" onClick=${onClose}>Cancel<//>${details.config && html`<${Button} onClick=${edit}>${replacing ? "Replace the draft" : "Edit settings first"}<//>`}
-      <${Button} kind="primary" disabled=${busy || !plan.data || problems.length > 0 || !name.trim()} onClick=${start}>Start the clone<//></div><//>`;
+    ${
+      replacing &&
+      html`<${Notice} kind="warn" alert>
+        There is a draft of a new run that was not started. Editing this clone puts it in that draft's
+        place. <a href="#/new">Look at the draft</a>
+      <//>`
+    }
+    <div class="actions">
+      <${Button} kind="quiet" onClick=${onClose}>Cancel<//>
+      ${
+        details.config &&
+        html`<${Button} onClick=${edit}>${replacing ? "Replace the draft" : "Edit settings first"}<//>`
+      }
+      <${Button} kind="primary" disabled=${busy || !plan.data || problems.length > 0 || !name.trim()} onClick=${start}>
+        Start the clone
+      <//>
+    </div>
+  <//>`;
 }
 
 /** Where a clone differs from its run. */
 export function Changes({ changes }) {
-  return html`<table class="changes"><thead><tr><th scope="col">setting</th><th scope="col" class="number">from</th><th scope="col" class="number">to</th></tr></thead>
-    <tbody>${changes.map((c) => html`<tr><th scope="row" class="mono">${c.path}</th><td class="mono">${shown(c.from)}</td><td class="mono"><strong>${shown(c.to)}</strong></td></tr>`)}</tbody></table>`;
+  return html`<table class="changes">
+    <thead>
+      <tr>
+        <th scope="col">setting</th><th scope="col" class="number">from</th><th scope="col" class="number">to</th>
+      </tr>
+    </thead>
+    <tbody>
+      ${changes.map(
+        (c) => html`<tr>
+          <th scope="row" class="mono">${c.path}</th>
+          <td class="mono">${shown(c.from)}</td>
+          <td class="mono"><strong>${shown(c.to)}</strong></td>
+        </tr>`,
+      )}
+    </tbody>
+  </table>`;
 }

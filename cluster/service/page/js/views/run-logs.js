@@ -1,11 +1,12 @@
 /** The log files of a run; the last lines, followed while it goes. */
 import { request } from "../api.js";
 import { bytes } from "../format.js";
-import { html, useEffect, useRef, useState } from "../html.js";
 import { useResource } from "../hooks.js";
+import { html, useEffect, useRef, useState } from "../html.js";
 import { Empty, Failure, Loading } from "../ui.js";
 
 const LINES = 1000;
+// biome-ignore lint/suspicious/noControlCharactersInRegex: these are what a terminal reads
 const COLOURS = /\u001b\[[0-9;]*[A-Za-z]/g; // of a terminal
 
 export function Logs({ id, running }) {
@@ -17,17 +18,47 @@ export function Logs({ id, running }) {
   const box = useRef(null);
   const files = useResource((signal) => request(at, { signal }), [at]);
   const names = files.data?.files || [];
-  const chosen = names.some((one) => one.name === file) ? file : (names.find((one) => /driver|job/.test(one.name)) || names[0])?.name;
-  const log = useResource((signal) => (chosen ? request(at, { query: { file: chosen, lines: LINES }, signal }) : Promise.resolve(null)), [at, chosen], { poll: running && follow ? 3000 : 0 });
-  useEffect(() => { if (follow && box.current) box.current.scrollTop = box.current.scrollHeight; }, [log.data, follow]);
+  const chosen = names.some((one) => one.name === file)
+    ? file
+    : (names.find((one) => /driver|job/.test(one.name)) || names[0])?.name;
+  const log = useResource(
+    (signal) => (chosen ? request(at, { query: { file: chosen, lines: LINES }, signal }) : Promise.resolve(null)),
+    [at, chosen],
+    { poll: running && follow ? 3000 : 0 },
+  );
+  useEffect(() => {
+    if (follow && box.current) box.current.scrollTop = box.current.scrollHeight;
+  }, [log.data, follow]);
   if (files.error) return html`<${Failure} error=${files.error} again=${files.reload} />`;
   if (!files.data) return html`<${Loading} lines=${4} />`;
-  if (!names.length) return html`<${Empty} title="No logs yet"><p>They appear when the run's processes have started.</p><//>`;
+  if (!names.length)
+    return html`<${Empty} title="No logs yet"><p>They appear when the run's processes have started.</p><//>`;
   return html`<div class="stack">
-    <div class="filters"><label class="check">File <select class="inline" onChange=${(e) => setFile(e.target.value)}>${names.map((one) => html`<option value=${one.name} selected=${one.name === chosen}>${one.name} (${bytes(one.bytes)})</option>`)}</select></label>
-      <label class="check"><input type="checkbox" checked=${wrap} onChange=${(e) => setWrap(e.target.checked)} />Wrap lines</label>
-      <label class="check"><input type="checkbox" checked=${follow} onChange=${(e) => setFollow(e.target.checked)} />Follow the end</label></div>
+    <div class="filters">
+      <label class="check">
+        File <select class="inline" onChange=${(e) => setFile(e.target.value)}>
+          ${names.map(
+            (one) =>
+              html`<option value=${one.name} selected=${one.name === chosen}>
+                ${one.name} (${bytes(one.bytes)})
+              </option>`,
+          )}
+        </select>
+      </label>
+      <label class="check">
+        <input type="checkbox" checked=${wrap} onChange=${(e) => setWrap(e.target.checked)} />Wrap lines
+      </label>
+      <label class="check">
+        <input type="checkbox" checked=${follow} onChange=${(e) => setFollow(e.target.checked)} />Follow the end
+      </label>
+    </div>
     ${log.error && html`<${Failure} error=${log.error} again=${log.reload} />`}
-    ${log.data?.truncated && html`<p class="small muted">The last ${LINES} lines; the whole file lies in the run's folder, under logs.</p>`}
-    <pre class="log mono ${wrap ? "wrapped" : ""}" tabindex="0" ref=${box} aria-label="Log ${chosen}">${log.data ? log.data.lines.join("\n").replace(COLOURS, "") || "(empty)" : "…"}</pre></div>`;
+    ${
+      log.data?.truncated &&
+      html`<p class="small muted">The last ${LINES} lines; the whole file lies in the run's folder, under logs.</p>`
+    }
+    <pre class="log mono ${wrap ? "wrapped" : ""}" tabindex="0" ref=${box} aria-label="Log ${chosen}">
+      ${log.data ? log.data.lines.join("\n").replace(COLOURS, "") || "(empty)" : "…"}
+    </pre>
+  </div>`;
 }

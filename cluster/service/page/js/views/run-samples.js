@@ -1,8 +1,8 @@
 /** What the model wrote: by step, with search and sort; groups, scores, advantages, KL of each token as colour. */
 import { request } from "../api.js";
 import { number } from "../format.js";
-import { html, useEffect, useMemo, useRef, useState } from "../html.js";
 import { useResource, useSettled } from "../hooks.js";
+import { html, useEffect, useMemo, useRef, useState } from "../html.js";
 import { Button, Empty, Failure, Loading, Talk } from "../ui.js";
 
 const PAGE = 48;
@@ -22,31 +22,105 @@ export function Samples({ id, known, query }) {
   const q = useSettled(text);
   const steps = known[kind] || [];
   const chosen = step ?? steps.at(-1);
-  useEffect(() => { if (step === null && chosen !== undefined) setStep(chosen); }, [step, chosen]); // stays while others come
+  useEffect(() => {
+    if (step === null && chosen !== undefined) setStep(chosen);
+  }, [step, chosen]); // stays while others come
   useEffect(() => setShown(PAGE), [kind, chosen, q, sort, order]);
-  const pick = (next) => { setStep(next); setOnly(null); };
+  const pick = (next) => {
+    setStep(next);
+    setOnly(null);
+  };
   const ask = { kind, step: chosen, q, limit: shown, offset: 0, ...(sort === "group" ? {} : { sort, order }) };
-  const { data, error, loading, reload } = useResource((signal) => (!steps.length ? Promise.resolve(null) : only ? groupOf(at, { kind, step: chosen }, only, signal) : request(at, { query: ask, signal })), [at, ask, only, steps.length > 0]);
+  const { data, error, loading, reload } = useResource(
+    (signal) =>
+      !steps.length
+        ? Promise.resolve(null)
+        : only
+          ? groupOf(at, { kind, step: chosen }, only, signal)
+          : request(at, { query: ask, signal }),
+    [at, ask, only, steps.length > 0],
+  );
   const [kept, setKept] = useState(null);
-  useEffect(() => { if (data) setKept(data); }, [data]);
-  if (!known.step.length && !known.eval.length) return html`<${Empty} title="No samples yet"><p>Every answer of a step is kept here, with its scores (logging.samples_every).</p><//>`;
+  useEffect(() => {
+    if (data) setKept(data);
+  }, [data]);
+  if (!known.step.length && !known.eval.length)
+    return html`<${Empty} title="No samples yet">
+      <p>Every answer of a step is kept here, with its scores (logging.samples_every).</p>
+    <//>`;
   const page = data || kept;
   return html`<div class="stack">
     <div class="filters">
-      ${known.eval.length > 0 && html`<div class="chips" role="group" aria-label="Kind">${[["step", "Training"], ["eval", "Evaluation"]].map(([one, title]) => html`<button type="button" class="chip" aria-pressed=${kind === one} onClick=${() => { setKind(one); pick(null); }}>${title}</button>`)}</div>`}
+      ${
+        known.eval.length > 0 &&
+        html`<div class="chips" role="group" aria-label="Kind">
+          ${[
+            ["step", "Training"],
+            ["eval", "Evaluation"],
+          ].map(
+            ([one, title]) =>
+              html`<button type="button" class="chip" aria-pressed=${kind === one} onClick=${() => {
+                setKind(one);
+                pick(null);
+              }}>
+                ${title}
+              </button>`,
+          )}
+        </div>`
+      }
       <${StepPicker} steps=${steps} chosen=${chosen} onPick=${pick} />
-      ${!only && html`<input type="search" class="inline" placeholder="Search prompts and answers" aria-label="Search prompts and answers" value=${text} onInput=${(e) => setText(e.target.value)} />
-        <label class="check">Sort by <select class="inline" value=${sort} onChange=${(e) => setSort(e.target.value)}>
-        ${["group", "reward", "advantage", "tokens", ...(page?.rewards || [])].map((one) => html`<option value=${one} selected=${sort === one}>${one}</option>`)}</select></label>
-        ${sort !== "group" && html`<${Button} slim onClick=${() => setOrder(order === "desc" ? "asc" : "desc")}>${order === "desc" ? "Highest first" : "Lowest first"}<//>`}`}
+      ${
+        !only &&
+        html`
+          <input type="search" class="inline" placeholder="Search prompts and answers"
+            aria-label="Search prompts and answers" value=${text}
+            onInput=${(e) => setText(e.target.value)} />
+          <label class="check">
+            Sort by <select class="inline" value=${sort} onChange=${(e) => setSort(e.target.value)}>
+              ${["group", "reward", "advantage", "tokens", ...(page?.rewards || [])].map(
+                (one) => html`<option value=${one} selected=${sort === one}>${one}</option>`,
+              )}
+            </select>
+          </label>
+          ${
+            sort !== "group" &&
+            html`<${Button} slim onClick=${() => setOrder(order === "desc" ? "asc" : "desc")}>
+              ${order === "desc" ? "Highest first" : "Lowest first"}
+            <//>`
+          }
+        `
+      }
     </div>
     ${error && html`<${Failure} error=${error} again=${reload} />`}
     ${!page && loading && html`<${Loading} lines=${3} height=${140} />`}
     ${!steps.length && html`<${Empty} title="None of this kind" />`}
-    ${page && steps.length > 0 && html`<${Told} page=${page} only=${only} onAll=${() => setOnly(null)} />
-      ${page.samples.length === 0 ? (only ? "" : html`<${Empty} title="Nothing fits"><p>No prompt and no answer holds this text.</p><//>`)
-        : html`<${Groups} page=${page} at=${at} grouped=${only !== null || sort === "group"} marked=${only} />`}
-      ${!only && page.total > page.samples.length && html`<div class="row">${shown < MOST && html`<${Button} disabled=${loading} onClick=${() => setShown(Math.min(shown + PAGE, MOST))}>Show more<//>`}<span class="small muted">${page.samples.length} of ${number(page.total)}${shown < MOST ? "" : "; search or sort to see others"}</span></div>`}`}
+    ${
+      page &&
+      steps.length > 0 &&
+      html`
+        <${Told} page=${page} only=${only} onAll=${() => setOnly(null)} />
+        ${
+          page.samples.length === 0
+            ? only
+              ? ""
+              : html`<${Empty} title="Nothing fits"><p>No prompt and no answer holds this text.</p><//>`
+            : html`<${Groups} page=${page} at=${at} grouped=${only !== null || sort === "group"} marked=${only} />`
+        }
+        ${
+          !only &&
+          page.total > page.samples.length &&
+          html`<div class="row">
+            ${
+              shown < MOST &&
+              html`<${Button} disabled=${loading} onClick=${() => setShown(Math.min(shown + PAGE, MOST))}>Show more<//>`
+            }
+            <span class="small muted">
+              ${page.samples.length} of ${number(page.total)}${shown < MOST ? "" : "; search or sort to see others"}
+            </span>
+          </div>`
+        }
+      `
+    }
   </div>`;
 }
 
@@ -54,8 +128,12 @@ export function Samples({ id, known, query }) {
 function Told({ page, only, onAll }) {
   const where = `${page.kind === "eval" ? "the evaluation at " : ""}step ${number(page.step)}`;
   if (!only) return html`<p class="small muted" role="status">${number(page.total)} answers of ${where}</p>`;
-  const words = page.samples.length ? `The ${number(page.samples.length)} answers to the prompt of sample ${only}, of ${where}` : `${where} has no sample ${only}`;
-  return html`<div class="row"><p class="small muted" role="status">${words}</p><${Button} slim onClick=${onAll}>Show all answers<//></div>`;
+  const words = page.samples.length
+    ? `The ${number(page.samples.length)} answers to the prompt of sample ${only}, of ${where}`
+    : `${where} has no sample ${only}`;
+  return html`<div class="row">
+    <p class="small muted" role="status">${words}</p><${Button} slim onClick=${onAll}>Show all answers<//>
+  </div>`;
 }
 
 /** The page of one sample's group; without samples where the step does not have it. */
@@ -70,20 +148,39 @@ async function groupOf(at, query, id, signal) {
 
 function StepPicker({ steps, chosen, onPick }) {
   const place = steps.indexOf(chosen);
-  const nearest = (wanted) => steps.reduce((best, one) => (Math.abs(one - wanted) < Math.abs(best - wanted) ? one : best), steps[0]);
-  const pick = (e) => { const wanted = Number(e.target.value); onPick(Number.isFinite(wanted) ? nearest(wanted) : chosen); };
-  return html`<div class="row"><${Button} slim disabled=${place <= 0} onClick=${() => onPick(steps[place - 1])} aria-label="Earlier step">‹<//>
-    <label class="check">Step ${steps.length > MOST_OPTIONS
-      ? html`<${StepField} chosen=${chosen} onChange=${pick} />`
-      : html`<select class="inline" onChange=${pick}>${steps.map((one) => html`<option value=${one} selected=${one === chosen}>${one}</option>`)}</select>`}</label>
-    <${Button} slim disabled=${place < 0 || place >= steps.length - 1} onClick=${() => onPick(steps[place + 1])} aria-label="Later step">›<//>
-    ${place < steps.length - 1 && html`<${Button} slim onClick=${() => onPick(steps.at(-1))}>Newest (${number(steps.at(-1))})<//>`}</div>`;
+  const nearest = (wanted) =>
+    steps.reduce((best, one) => (Math.abs(one - wanted) < Math.abs(best - wanted) ? one : best), steps[0]);
+  const pick = (e) => {
+    const wanted = Number(e.target.value);
+    onPick(Number.isFinite(wanted) ? nearest(wanted) : chosen);
+  };
+  return html`<div class="row">
+    <${Button} slim disabled=${place <= 0} onClick=${() => onPick(steps[place - 1])} aria-label="Earlier step">‹<//>
+    <label class="check">
+      Step ${
+        steps.length > MOST_OPTIONS
+          ? html`<${StepField} chosen=${chosen} onChange=${pick} />`
+          : html`<select class="inline" onChange=${pick}>
+            ${steps.map((one) => html`<option value=${one} selected=${one === chosen}>${one}</option>`)}
+          </select>`
+      }
+    </label>
+    <${Button} slim disabled=${place < 0 || place >= steps.length - 1} onClick=${() => onPick(steps[place + 1])}
+      aria-label="Later step">
+      ›
+    <//>
+    ${
+      place < steps.length - 1 &&
+      html`<${Button} slim onClick=${() => onPick(steps.at(-1))}>Newest (${number(steps.at(-1))})<//>`
+    }
+  </div>`;
 }
 
 function StepField({ chosen, onChange }) {
   const [text, setText] = useState(String(chosen));
   useEffect(() => setText(String(chosen)), [chosen]);
-  return html`<input type="text" class="inline short" inputmode="numeric" value=${text} onInput=${(e) => setText(e.target.value)} onChange=${onChange} />`;
+  return html`<input type="text" class="inline short" inputmode="numeric" value=${text}
+    onInput=${(e) => setText(e.target.value)} onChange=${onChange} />`;
 }
 
 function Groups({ page, at, grouped, marked }) {
@@ -93,23 +190,58 @@ function Groups({ page, at, grouped, marked }) {
     for (const sample of page.samples) found.set(sample.group, [...(found.get(sample.group) || []), sample]);
     return [...found.values()];
   }, [page, grouped]);
-  return html`<div class="stack">${groups.map((samples) => html`<section class="card group" key=${samples[0].id} aria-label="Prompt ${samples[0].group}">
-    <${Talk} messages=${samples[0].prompt} /><div class="answers">${samples.map((sample) => html`<${Answer} key=${sample.id} sample=${sample} page=${page} at=${at} marked=${sample.id === marked} />`)}</div></section>`)}</div>`;
+  return html`<div class="stack">
+    ${groups.map(
+      (samples) => html`<section class="card group" key=${samples[0].id} aria-label="Prompt ${samples[0].group}">
+        <${Talk} messages=${samples[0].prompt} />
+        <div class="answers">
+          ${samples.map(
+            (sample) =>
+              html`<${Answer} key=${sample.id} sample=${sample} page=${page} at=${at}
+                marked=${sample.id === marked} />`,
+          )}
+        </div>
+      </section>`,
+    )}
+  </div>`;
 }
 
 function Answer({ sample, page, at, marked }) {
   const [open, setOpen] = useState(marked);
   const box = useRef(null);
-  useEffect(() => { if (marked) box.current.scrollIntoView({ block: "center" }); }, [marked]);
-  const names = page.rewards.filter((name) => page.samples.some((one) => one.rewards[name] !== one.reward)); // not the total again
+  useEffect(() => {
+    if (marked) box.current.scrollIntoView({ block: "center" });
+  }, [marked]);
+  const isTotal = (name) => page.samples.every((one) => one.rewards[name] === one.reward);
+  const names = page.rewards.filter((name) => !isTotal(name));
   const direction = sample.advantage > 0.05 ? "up" : sample.advantage < -0.05 ? "down" : "";
   return html`<article class="answer ${marked ? "marked" : ""}" ref=${box} aria-label="Answer ${sample.id}">
-    <div class="scores">${sample.valid ? html`<span>reward <b>${number(sample.reward)}</b></span>` : html`<span class="state failed">no score</span>`}
-      ${sample.advantage !== null && html`<span class="adv ${direction}">advantage ${sample.advantage > 0 ? "+" : ""}${number(sample.advantage)}</span>`}
-      ${names.map((name) => html`<span>${name} <b>${number(sample.rewards[name])}</b></span>`)}</div>
-    ${open ? html`<${Tokens} sample=${sample} page=${page} at=${at} />` : html`<div class="text" tabindex="0">${sample.completion || html`<span class="muted">(empty)</span>`}</div>`}
-    <div class="row between"><span class="small muted">${number(sample.tokens)} tokens${sample.finish_reason === "length" ? ", cut off" : ""} · ${sample.id}</span>
-      <${Button} slim kind="quiet" onClick=${() => setOpen(!open)} aria-pressed=${open ? "true" : "false"}>Tokens<//></div></article>`;
+    <div class="scores">
+      ${
+        sample.valid
+          ? html`<span>reward <b>${number(sample.reward)}</b></span>`
+          : html`<span class="state failed">no score</span>`
+      }
+      ${
+        sample.advantage !== null &&
+        html`<span class="adv ${direction}">
+          advantage ${sample.advantage > 0 ? "+" : ""}${number(sample.advantage)}
+        </span>`
+      }
+      ${names.map((name) => html`<span>${name} <b>${number(sample.rewards[name])}</b></span>`)}
+    </div>
+    ${
+      open
+        ? html`<${Tokens} sample=${sample} page=${page} at=${at} />`
+        : html`<div class="text" tabindex="0">${sample.completion || html`<span class="muted">(empty)</span>`}</div>`
+    }
+    <div class="row between">
+      <span class="small muted">
+        ${number(sample.tokens)} tokens${sample.finish_reason === "length" ? ", cut off" : ""} · ${sample.id}
+      </span>
+      <${Button} slim kind="quiet" onClick=${() => setOpen(!open)} aria-pressed=${open ? "true" : "false"}>Tokens<//>
+    </div>
+  </article>`;
 }
 
 function shade(value) {
@@ -118,12 +250,25 @@ function shade(value) {
 }
 
 function Tokens({ sample, page, at }) {
-  const { data, error } = useResource((signal) => request(`${at}/tokens`, { query: { step: page.step, kind: page.kind, sample: sample.id }, signal }), [sample.id, page.step, page.kind]);
+  const { data, error } = useResource(
+    (signal) => request(`${at}/tokens`, { query: { step: page.step, kind: page.kind, sample: sample.id }, signal }),
+    [sample.id, page.step, page.kind],
+  );
   if (error) return html`<div class="text">${sample.completion}</div><${Failure} error=${error} />`;
   if (!data) return html`<${Loading} lines=${2} height=${20} />`;
   const values = data.kl || data.logprobs.map((value) => -value);
   const what = data.kl ? "KL against the reference" : "surprise (−log-probability); the reference's are not recorded";
   const pieces = data.pieces || data.tokens.map((token) => `${token} `);
-  return html`<div class="tokens text" tabindex="0" aria-label="Tokens, tinted by ${what}">${pieces.map((piece, i) => html`<span class=${shade(values[i])} title="${number(values[i])} nats, log-probability ${number(data.logprobs[i])}">${piece || "·"}</span>`)}</div>
-    <p class="small muted">Tinted by ${what}; hover for the number.</p>`;
+  return html`
+    <div class="tokens text" tabindex="0" aria-label="Tokens, tinted by ${what}">
+      ${pieces.map(
+        (piece, i) => html`
+          <span class=${shade(values[i])}
+            title="${number(values[i])} nats, log-probability ${number(data.logprobs[i])}">
+            ${piece || "·"}
+          </span>`,
+      )}
+    </div>
+    <p class="small muted">Tinted by ${what}; hover for the number.</p>
+  `;
 }

@@ -7,4 +7,4 @@
     if (e.type !== "radio") return true;
     return !groups.has(e.name) && groups.add(e.name);
   }).length;
-}
+};
