@@ -50,6 +50,7 @@ lint: page-tools  ## formatting, lint, types, import contracts; of the page's Ja
 	$(BIN)/mypy deploy/install.py
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/node $(BIN)/biome check --error-on-warnings
+	$(BIN)/node $(BIN)/tsc
 
 format: page-tools  ## formats the code and fixes what lint can fix
 	$(BIN)/ruff format .

@@ -1,5 +1,6 @@
 /** The page: the frame around the views, the way between them, the token. Addresses are after the `#`. */
-import { ApiError, getToken, request, setToken } from "./api.js";
+import { ApiError, getToken, setToken } from "./api.js";
+import { getCluster, getService } from "./endpoints.js";
 import { percent } from "./format.js";
 import { useResource, useTheme } from "./hooks.js";
 import { html, render, useEffect, useRef, useState } from "./html.js";
@@ -9,7 +10,10 @@ import { NewRun } from "./views/new.js";
 import { Run } from "./views/run.js";
 import { Runs } from "./views/runs.js";
 
-/** A part of an address; as it stands where it is no encoding of anything. */
+/**
+ * A part of an address; as it is if it is not an encoding of anything.
+ * @param {string} part
+ */
 function decoded(part) {
   try {
     return decodeURIComponent(part);
@@ -18,6 +22,9 @@ function decoded(part) {
   }
 }
 
+/** @typedef {{ parts: string[]; query: URLSearchParams }} Address */
+
+/** @returns {Address} */
 function address() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
   return { parts: path.split("/").filter(Boolean).map(decoded), query: new URLSearchParams(query || "") };
@@ -33,13 +40,14 @@ function useAddress() {
   return at;
 }
 
+/** @param {{ at: Address }} props */
 function View({ at }) {
   const [name = "runs", id, tab] = at.parts;
   if (name === "runs" && id) return html`<${Run} key=${id} id=${id} tab=${tab || "curves"} query=${at.query} />`;
   if (name === "runs") return html`<${Runs} />`;
   if (name === "new") return html`<${NewRun} step=${id || "model"} />`;
   if (name === "compare") return html`<${Compare} ids=${(at.query.get("ids") || "").split(",").filter(Boolean)} />`;
-  return html`<div class="empty"><h1>There is no such page</h1><p><a href="#/runs">To the runs</a></p></div>`;
+  return html`<div class="empty"><h1>Page not found</h1><p><a href="#/runs">All runs</a></p></div>`;
 }
 
 function ThemeButton() {
@@ -54,11 +62,11 @@ function ThemeButton() {
     document.dispatchEvent(new Event("themechosen"));
   };
   return html`<${Button} kind="quiet icon" icon=${theme === "dark" ? "sun" : "moon"} onClick=${choose}
-    aria-label="Switch to ${other} colours" />`;
+    aria-label="Switch to ${other} colors" />`;
 }
 
 function ClusterMeter() {
-  const { data } = useResource((signal) => request("/cluster", { signal }), [], { poll: 15000 });
+  const { data } = useResource(getCluster, [], { poll: 15000 });
   if (!data) return null;
   if (data.state !== "ready")
     return html`<span class="cluster-meter" title=${data.message || ""}>cluster ${data.state}</span>`;
@@ -71,24 +79,27 @@ function ClusterMeter() {
   </span>`;
 }
 
+/** @param {{ onOpen: () => void }} props */
 function Gate({ onOpen }) {
   const [token, setText] = useState("");
-  const [error, setError] = useState(getToken() ? "The token is not right, or is no longer valid." : "");
+  const [error, setError] = useState(getToken() ? "The token is invalid or has expired." : "");
   const [busy, setBusy] = useState(false);
+  /** @param {Event} event */
   const open = async (event) => {
     event.preventDefault();
     setBusy(true);
     setToken(token.trim());
     try {
-      await request("/service");
+      await getService();
       onOpen();
     } catch (problem) {
-      setError(problem instanceof ApiError && problem.status === 401 ? "The token is not right." : problem.message);
+      const { status, message } = ApiError.of(problem);
+      setError(status === 401 ? "Invalid token." : message);
       setBusy(false);
     }
   };
   return html`<form class="gate card stack" onSubmit=${open}>
-    <h1>A token, please</h1>
+    <h1>Sign in with a token</h1>
     <p class="muted">
       This server is protected. The person who runs it made the token with <code>rlhf serve --new-token</code>.
     </p>
@@ -99,15 +110,15 @@ function Gate({ onOpen }) {
         aria-describedby="token-error" autofocus />
       <span id="token-error" class="error" role="alert">${error}</span>
     </div>
-    <button class="button primary" disabled=${!token.trim() || busy}>Go on</button>
-    <p class="small muted">It is kept until this tab is closed.</p>
+    <button class="button primary" disabled=${!token.trim() || busy}>Sign in</button>
+    <p class="small muted">The token is kept until this tab is closed.</p>
   </form>`;
 }
 
 function App() {
   const at = useAddress();
   const [locked, setLocked] = useState(false);
-  const main = useRef(null);
+  const main = useRef(/** @type {HTMLElement | null} */ (null));
   const first = useRef(true);
   useEffect(() => {
     const lock = () => setLocked(true);
@@ -120,17 +131,18 @@ function App() {
       first.current = false;
       return;
     }
-    main.current.focus({ preventScroll: true });
+    main.current?.focus({ preventScroll: true });
     window.scrollTo(0, 0);
   }, [at.parts.slice(0, 2).join("/")]);
   const here = at.parts[0] || "runs";
+  /** @type {(name: string, title: string, to: string) => object} */
   const link = (name, title, to) => html`<a href=${to} aria-current=${here === name ? "page" : undefined}>${title}</a>`;
   return html`
     <a class="skip" href="#main" onClick=${(e) => {
       e.preventDefault();
-      main.current.focus();
+      main.current?.focus();
     }}>
-      To the content
+      Skip to content
     </a>
     <header class="bar">
       <div class="bar-in">
@@ -153,5 +165,7 @@ function App() {
 }
 
 const root = document.getElementById("app");
-root.textContent = "";
-render(html`<${App} />`, root);
+if (root) {
+  root.textContent = "";
+  render(html`<${App} />`, root);
+}

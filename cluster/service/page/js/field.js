@@ -1,44 +1,50 @@
 /** One setting as a form field: label, input, help, range, default and what is wrong with it. */
 import { html, useEffect, useState } from "./html.js";
+import { labelOf } from "./labels.js";
 import { defaultText, parse } from "./schema.js";
 import { getIn, shown } from "./tree.js";
 import { Icon, Words } from "./ui.js";
 
-const NAMES = {
-  "algorithm.kl.coef": "KL coefficient",
-  "sampling.n": "Answers for each prompt",
-  "sampling.max_tokens": "Longest answer, in tokens",
-  "train.steps": "Steps",
-  "train.prompts_per_step": "Prompts a step",
-  "train.learning_rate": "Learning rate",
-  "sampling.temperature": "Temperature",
-  "data.max_prompt_tokens": "Longest prompt, in tokens",
-};
+/** @import * as T from "./types.js" */
 
-export function title(path) {
-  if (NAMES[path]) return NAMES[path];
-  const words =
-    path
-      .split(".")
-      .slice(1)
-      .filter((part) => !/^\d+$/.test(part))
-      .join(", ")
-      .replaceAll("_", " ") || path;
-  return words[0].toUpperCase() + words.slice(1);
-}
+/** @typedef {(path: string, value: unknown) => void} OnChange undefined: the default */
+/**
+ * @typedef {object} FieldProps
+ * @property {T.FormField} field
+ * @property {T.Tree} tree
+ * @property {T.Problem[]} problems
+ * @property {T.Detail[]} [warnings]
+ * @property {OnChange} onChange
+ * @property {boolean} [big] whether it is one of those that matter most
+ */
+/** @typedef {Record<string, string | undefined>} Attributes */
+/** @typedef {{ field: T.FormField; value: any; common: Attributes; onChange: OnChange }} InputProps */
 
+/**
+ * @template {T.Detail} P
+ * @param {P[]} problems
+ * @param {string} path
+ * @returns {P[]}
+ */
 export function problemsAt(problems, path) {
   return problems.filter((problem) => problem.path === path || problem.path.startsWith(`${path}.`));
 }
 
-/** The problems of one field; where a required one's section is missing, the section's too. */
+/**
+ * The problems of one field; where a required one's section is missing, the section's too.
+ * @param {T.Problem[]} problems
+ * @param {{ path: string; required?: boolean }} field
+ */
 export function problemsOf(problems, { path, required }) {
   return problems.filter(
     (problem) => problemsAt([problem], path).length || (required && path.startsWith(`${problem.path}.`)),
   );
 }
 
-/** What is wrong, said beside it. What is only missing is no mistake until somebody has gone past it (`late`). */
+/**
+ * What is wrong, beside the field. A missing value is shown as a mistake only once the step was passed (`late`).
+ * @param {{ problems: { message: string; missing?: boolean }[]; id?: string; late?: boolean }} props
+ */
 export function Wrong({ problems, id, late = true }) {
   if (!problems.length) return null;
   const text = html`<${Words} text=${problems.map((problem) => problem.message).join("; ")} />`;
@@ -47,7 +53,10 @@ export function Wrong({ problems, id, late = true }) {
     : html`<span class="hint" id=${id}>${text}</span>`;
 }
 
-/** What a run may have but seldom should: said calmly, since it may be meant. */
+/**
+ * What is allowed and seldom meant: shown calmly.
+ * @param {{ warnings: T.Detail[]; id: string }} props
+ */
 export function Unusual({ warnings, id }) {
   return (
     warnings.length > 0 &&
@@ -57,11 +66,14 @@ export function Unusual({ warnings, id }) {
   );
 }
 
+/** @param {{ missing?: boolean }[]} problems */
 export function isMistake(problems, late = true) {
   return problems.some((problem) => late || !problem.missing);
 }
 
-/** `onChange(path, value)` gets `undefined` where the default is to hold. */
+/**
+ * @param {FieldProps} props
+ */
 export function Field({ field, tree, problems, warnings = [], onChange, big }) {
   const { path } = field;
   const value = getIn(tree, path);
@@ -84,10 +96,10 @@ export function Field({ field, tree, problems, warnings = [], onChange, big }) {
       field.kind === "switch" || field.kind === "section"
         ? html`<span class="check">
           <${Switch} field=${field} value=${value} common=${common} onChange=${onChange} />
-          <label for=${id}>${title(path)}</label>
+          <label for=${id}>${labelOf(path)}</label>
         </span>`
         : html`
-          <label for=${id}>${title(path)}</label>
+          <label for=${id}>${labelOf(path)}</label>
           <${Input} field=${field} value=${value} common=${common} onChange=${onChange} />
         `
     }
@@ -99,6 +111,7 @@ export function Field({ field, tree, problems, warnings = [], onChange, big }) {
   </div>`;
 }
 
+/** @param {InputProps} props */
 function Switch({ field, value, common, onChange }) {
   if (field.kind === "section") {
     return html`<input type="checkbox" ...${common} checked=${Boolean(value)}
@@ -110,16 +123,19 @@ function Switch({ field, value, common, onChange }) {
     onChange=${(e) => onChange(field.path, e.target.checked === usual ? undefined : e.target.checked)} />`;
 }
 
+/** @param {InputProps} props */
 function Input({ field, value, common, onChange }) {
   if (field.kind === "choice") {
     const chosen = value === undefined ? field.default : value;
-    const set = (e) => {
-      const option = field.choices.find((one) => String(one) === e.target.value);
+    const choices = field.choices ?? [];
+    /** @param {{ target: HTMLSelectElement }} event */
+    const set = (event) => {
+      const option = choices.find((one) => String(one) === event.target.value);
       onChange(field.path, option === field.default ? undefined : option);
     };
     return html`<select ...${common} onChange=${set}>
       ${field.nullable && html`<option value="" selected=${chosen === null || chosen === undefined}>–</option>`}
-      ${field.choices.map(
+      ${choices.map(
         (option) => html`<option value=${String(option)} selected=${option === chosen}>${String(option)}</option>`,
       )}
     </select>`;
@@ -127,15 +143,17 @@ function Input({ field, value, common, onChange }) {
   return html`<${Typed} field=${field} value=${value} common=${common} onChange=${onChange} />`;
 }
 
+/** @param {InputProps} props */
 function Typed({ field, value, common, onChange }) {
   const [text, setText] = useState(shown(value));
   useEffect(() => {
     if (parse(field, text) !== value && JSON.stringify(parse(field, text)) !== JSON.stringify(value))
       setText(shown(value === null ? undefined : value));
   }, [value]);
-  const typed = (e) => {
-    setText(e.target.value);
-    onChange(field.path, parse(field, e.target.value));
+  /** @param {{ target: HTMLInputElement }} event */
+  const typed = (event) => {
+    setText(event.target.value);
+    onChange(field.path, parse(field, event.target.value));
   };
   const keyboard = field.kind === "number" ? "decimal" : undefined;
   return html`<input type="text" ...${common} inputmode=${keyboard} autocomplete="off" spellcheck=${false}

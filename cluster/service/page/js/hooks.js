@@ -1,14 +1,22 @@
 /** Hooks that views share: what the server says, kept fresh; the page's title; a value that settles. */
+import { ApiError, isAbort } from "./api.js";
 import { useCallback, useEffect, useRef, useState } from "./html.js";
+
+/** @import * as T from "./types.js" */
 
 /**
  * {data, error, loading, reload}: of `load(signal)`, again when `deps` change and every `poll` ms while visible.
  * With `keep` the old data stay until the new ones are there.
+ * @template R
+ * @param {(signal: AbortSignal) => Promise<R>} load
+ * @param {unknown[]} deps
+ * @returns {T.Loaded<R>}
  */
 export function useResource(load, deps, { poll = 0, keep = false } = {}) {
-  const [state, setState] = useState({ data: null, error: null, loading: true });
+  /** @typedef {Omit<T.Loaded<R>, "reload">} State */
+  const [state, setState] = useState(/** @type {State} */ ({ data: null, error: null, loading: true }));
   const [turn, setTurn] = useState(0);
-  const shown = useRef(null);
+  const shown = useRef("");
   const key = JSON.stringify(deps);
   useEffect(() => {
     const stop = new AbortController();
@@ -24,8 +32,8 @@ export function useResource(load, deps, { poll = 0, keep = false } = {}) {
           setState({ data, error: null, loading: false });
         }
       } catch (error) {
-        if (stop.signal.aborted || error.name === "AbortError") return;
-        setState((old) => ({ ...old, error, loading: false }));
+        if (stop.signal.aborted || isAbort(error)) return;
+        setState((old) => ({ ...old, error: ApiError.of(error), loading: false }));
       }
       if (poll && !stop.signal.aborted) timer = setTimeout(run, poll);
     };
@@ -39,13 +47,18 @@ export function useResource(load, deps, { poll = 0, keep = false } = {}) {
   return { ...state, reload };
 }
 
+/** @param {string} title */
 export function useTitle(title) {
   useEffect(() => {
     document.title = title ? `${title} · rlhf-online` : "rlhf-online";
   }, [title]);
 }
 
-/** The value once it has not changed for `wait` ms. */
+/**
+ * The value once it has not changed for `wait` ms.
+ * @template V
+ * @param {V} value
+ */
 export function useSettled(value, wait = 350) {
   const [settled, setSettled] = useState(value);
   useEffect(() => {
@@ -55,7 +68,7 @@ export function useSettled(value, wait = 350) {
   return settled;
 }
 
-/** The theme's name, also after it was changed: canvases must be drawn anew. */
+/** The theme's name, also after it was changed: canvases must be redrawn. */
 export function useTheme() {
   const [theme, setTheme] = useState(document.documentElement.dataset.theme);
   useEffect(() => {
@@ -66,11 +79,17 @@ export function useTheme() {
   return theme;
 }
 
-/** An object kept in the session's storage; what an older page kept lacks fields, which then have their first value. */
+/**
+ * An object kept in the session's storage; what an older page kept lacks fields, which then have their first value.
+ * @template {object} V
+ * @param {string} key
+ * @param {V} initial
+ * @returns {[V, (next: V | ((old: V) => V)) => void]}
+ */
 export function useStored(key, initial) {
   const [value, setValue] = useState(() => {
     try {
-      return { ...initial, ...JSON.parse(sessionStorage.getItem(key)) };
+      return { ...initial, ...JSON.parse(sessionStorage.getItem(key) ?? "{}") };
     } catch {
       return initial;
     }

@@ -1,6 +1,8 @@
 /** The config's JSON schema as forms need it: fields with help, range, default and the options that there are. Pure. */
 import { getIn, shown } from "./tree.js";
 
+/** @import * as T from "./types.js" */
+
 const BOUNDS = [
   ["minimum", "≥"],
   ["exclusiveMinimum", ">"],
@@ -8,17 +10,39 @@ const BOUNDS = [
   ["exclusiveMaximum", "<"],
 ];
 
+const KINDS = /** @type {Record<string, T.FormField["kind"]>} */ ({
+  boolean: "switch",
+  integer: "number",
+  number: "number",
+  string: "text",
+});
+
+/**
+ * @param {T.Schema} root
+ * @param {T.SchemaNode | undefined} node
+ * @returns {T.SchemaNode}
+ */
 function resolve(root, node) {
   if (!node?.$ref) return node || {};
-  return resolve(root, { ...root.$defs[node.$ref.split("/").pop()], ...without(node, "$ref") });
+  return resolve(root, { ...root.$defs[node.$ref.split("/").at(-1) ?? ""], ...without(node, "$ref") });
 }
 
+/**
+ * @param {T.SchemaNode} node
+ * @param {string} key
+ * @returns {T.SchemaNode}
+ */
 function without(node, key) {
   const { [key]: _, ...rest } = node;
   return rest;
 }
 
-/** [the node itself or its only part that is not null, whether null is allowed] */
+/**
+ * [the node itself or its only part that is not null, whether null is allowed]
+ * @param {T.Schema} root
+ * @param {T.SchemaNode} node
+ * @returns {[T.SchemaNode, boolean]}
+ */
 function nonNull(root, node) {
   const parts = (node.anyOf || []).map((part) => resolve(root, part));
   const real = parts.filter((part) => part.type !== "null");
@@ -27,7 +51,12 @@ function nonNull(root, node) {
   return [real.length === 1 ? { ...real[0], ...outer } : { ...outer, union: real }, real.length < parts.length];
 }
 
-/** {type: section} of a node that is told apart by `type`; null of any other. */
+/**
+ * {type: section} of a node that is told apart by `type`; null of any other.
+ * @param {T.Schema} root
+ * @param {T.SchemaNode} given
+ * @returns {Record<string, T.SchemaNode> | null}
+ */
 export function kinds(root, given) {
   const node = resolve(root, given);
   if (node.discriminator) {
@@ -40,33 +69,53 @@ export function kinds(root, given) {
   return tags ? Object.fromEntries(tags.map((tag) => [tag, node])) : null;
 }
 
-export function section(root, name) {
-  return resolve(root, root.properties[name] || {});
-}
-
-/** What a leaf's enum offers, [] where it is none. */
+/**
+ * What a leaf's enum offers; [] for any other.
+ * @param {T.Schema} root
+ * @param {string} path
+ * @returns {unknown[]}
+ */
 export function options(root, path) {
-  let node = root;
+  let node = /** @type {T.SchemaNode} */ (root);
   for (const part of path.split("."))
     node = nonNull(root, resolve(root, resolve(root, node).properties?.[part] || {}))[0];
   return node.enum || (node.const !== undefined ? [node.const] : []);
 }
 
-/** The fields of the section at `path` (nested sections flattened), for the types that `tree` has chosen. */
+/**
+ * The fields of the section at `path` (nested sections flattened), for the types that `tree` has chosen.
+ * @param {T.Schema} root
+ * @param {string} path
+ * @param {T.Tree} tree
+ */
 export function fields(root, path, tree) {
   return walk(root, root.properties[path], path, tree, true);
 }
 
-/** The fields of one reward of the list. */
+/**
+ * The fields of one reward of the list.
+ * @param {T.Schema} root
+ * @param {number} index
+ * @param {T.Tree} tree
+ */
 export function rewardFields(root, index, tree) {
   return walk(root, root.properties.rewards.items, `rewards.${index}`, tree, true);
 }
 
+/**
+ * @param {T.Schema} root
+ * @param {T.SchemaNode | undefined} given
+ * @param {string} path
+ * @param {T.Tree} tree
+ * @param {boolean} required
+ * @returns {T.FormField[]}
+ */
 function walk(root, given, path, tree, required) {
   const [node, nullable] = nonNull(root, resolve(root, given || {}));
   const byType = kinds(root, node);
   const chosen = byType ? byType[getIn(tree, `${path}.type`)] || Object.values(byType)[0] : node;
   if (chosen.properties) {
+    /** @type {T.FormField[]} */
     const head = nullable ? [{ path, kind: "section", help: oneLine(node.description), node, nullable }] : [];
     if (nullable && !getIn(tree, path)) return head;
     const needs = chosen.required || [];
@@ -80,14 +129,18 @@ function walk(root, given, path, tree, required) {
   return [leaf(node, path, nullable, required)];
 }
 
+/**
+ * @param {T.SchemaNode} node
+ * @param {string} path
+ * @param {boolean} nullable
+ * @param {boolean} required
+ * @returns {T.FormField}
+ */
 function leaf(node, path, nullable, required) {
   const choices = node.enum || (node.const !== undefined ? [node.const] : null);
-  const kind = choices
-    ? "choice"
-    : { boolean: "switch", integer: "number", number: "number", string: "text" }[node.type] || "value";
   return {
     path,
-    kind,
+    kind: choices ? "choice" : (KINDS[node.type ?? ""] ?? "value"),
     choices,
     nullable,
     node,
@@ -99,14 +152,18 @@ function leaf(node, path, nullable, required) {
   };
 }
 
+/**
+ * @param {T.SchemaNode} node
+ * @param {boolean} nullable
+ */
 function range(node, nullable) {
-  const bounds = BOUNDS.filter(([key]) => key in node && Math.abs(node[key]) < 1e9).map(
-    ([key, sign]) => `${sign} ${node[key]}`,
-  );
-  const kind = { integer: "whole number", number: "number" }[node.type];
+  const given = BOUNDS.filter(([key]) => Math.abs(Number(node[key])) < 1e9);
+  const bounds = given.map(([key, sign]) => `${sign} ${node[key]}`);
+  const kind = node.type === "integer" ? "integer" : node.type === "number" ? "number" : "";
   return kind ? [kind, bounds.join(", ")].filter(Boolean).join(" ") + (nullable ? ", or empty" : "") : "";
 }
 
+/** @param {string | undefined} text */
 function oneLine(text) {
   return (text || "").replace(/\s+/g, " ").trim();
 }
@@ -114,6 +171,9 @@ function oneLine(text) {
 /**
  * What was typed, as the config's value: undefined (the default) for an empty field; what does not parse stays text,
  * which the plan then refuses by name.
+ * @param {T.FormField} field
+ * @param {string} text
+ * @returns {unknown}
  */
 export function parse(field, text) {
   const trimmed = text.trim();
@@ -128,6 +188,7 @@ export function parse(field, text) {
   return field.node.type === "array" ? trimmed.split(",").map((part) => part.trim()) : text;
 }
 
+/** @param {T.FormField} field */
 export function defaultText(field) {
   if (field.required) return "required";
   return field.default === null || field.default === undefined ? "" : shown(field.default);

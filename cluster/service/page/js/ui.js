@@ -2,6 +2,9 @@
 import { count } from "./format.js";
 import { html, useEffect, useRef, useState } from "./html.js";
 
+/** @import { ApiError } from "./api.js" */
+/** @import * as T from "./types.js" */
+
 const LONG_TURN = { letters: 1200, lines: 16 };
 const PATHS = {
   check: "M5 12.500l4.500 4.500L19 7.500",
@@ -19,6 +22,7 @@ const PATHS = {
   moon: "M20 14.500A8.500 8.500 0 019.500 4 8.500 8.500 0 1020 14.500z",
 };
 
+/** @param {{ name: keyof typeof PATHS }} props */
 export function Icon({ name }) {
   return html`<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round"
     stroke-linejoin="round" aria-hidden="true" focusable="false">
@@ -26,6 +30,7 @@ export function Icon({ name }) {
   </svg>`;
 }
 
+/** @param {{ kind?: string; slim?: boolean; icon?: keyof typeof PATHS; children?: any; busy?: boolean }} props */
 export function Button({ kind = "", slim, icon, children, busy, ...rest }) {
   const look = `button ${kind} ${slim ? "slim" : ""}`;
   return html`<button type="button" class=${look} aria-busy=${busy ? "true" : undefined} ...${rest}>
@@ -33,10 +38,12 @@ export function Button({ kind = "", slim, icon, children, busy, ...rest }) {
   </button>`;
 }
 
+/** @param {{ state: string }} props */
 export function State({ state }) {
   return html`<span class="state ${state}">${state}</span>`;
 }
 
+/** @param {{ kind?: string; title?: string; children?: any; alert?: boolean }} props */
 export function Notice({ kind = "", title, children, alert }) {
   const icon = { bad: "alert", warn: "alert", good: "check" }[kind] || "info";
   return html`<div class="notice ${kind}" role=${alert ? "alert" : undefined}>
@@ -45,7 +52,10 @@ export function Notice({ kind = "", title, children, alert }) {
   </div>`;
 }
 
-/** What went wrong with a request, and a way to try again. */
+/**
+ * What went wrong with a request, and a way to try again.
+ * @param {{ error: ApiError | null; again?: () => void }} props
+ */
 export function Failure({ error, again }) {
   if (!error || error.status === 401) return null;
   const details = error.details || [];
@@ -74,21 +84,27 @@ export function Failure({ error, again }) {
   <//>`;
 }
 
-/** Text in which what stands in backticks is code. */
+/**
+ * Text with code in backticks.
+ * @param {{ text: string | null | undefined }} props
+ */
 export function Words({ text }) {
   return (text || "").split("`").map((part, i) => (i % 2 ? html`<code>${part}</code>` : part));
 }
 
+/** @param {{ title: string; children?: any }} props */
 export function Empty({ title, children }) {
   return html`<div class="empty"><h2>${title}</h2>${children}</div>`;
 }
 
+/** @param {{ lines?: number; height?: number }} props */
 export function Loading({ lines = 3, height = 44 }) {
   return html`<div class="stack tight" role="status" aria-label="Loading">
     ${Array.from({ length: lines }, () => html`<div class="ghost" style=${{ height: `${height}px` }}></div>`)}
   </div>`;
 }
 
+/** @param {{ value: number; of: number; state?: string; label: string }} props */
 export function Meter({ value, of, state = "", label }) {
   const share = of ? Math.min(1, value / of) : 0;
   return html`<div class="meter ${state}" role="progressbar" aria-label=${label} aria-valuemin="0" aria-valuemax=${of}
@@ -97,13 +113,16 @@ export function Meter({ value, of, state = "", label }) {
   </div>`;
 }
 
-/** A modal dialog; Escape and the backdrop close it. */
+/**
+ * A modal dialog; Escape and the backdrop close it.
+ * @param {{ title: string; onClose: () => void; children?: any }} props
+ */
 export function Dialog({ title, onClose, children }) {
-  const box = useRef(null);
+  const box = useRef(/** @type {HTMLDialogElement | null} */ (null));
   useEffect(() => {
     const dialog = box.current;
-    dialog.showModal();
-    return () => dialog.close();
+    dialog?.showModal();
+    return () => dialog?.close();
   }, []);
   return html`<dialog ref=${box} aria-label=${title} onCancel=${(e) => {
     e.preventDefault();
@@ -113,6 +132,7 @@ export function Dialog({ title, onClose, children }) {
   </dialog>`;
 }
 
+/** @param {string} text */
 async function copyText(text) {
   if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
   const area = document.createElement("textarea"); // an address that is not secure has no clipboard
@@ -123,6 +143,7 @@ async function copyText(text) {
   area.remove();
 }
 
+/** @param {{ text: string; label: string; wrap?: boolean }} props */
 export function Code({ text, label, wrap }) {
   const [copied, setCopied] = useState(false);
   const copy = async () => {
@@ -142,12 +163,16 @@ export function Code({ text, label, wrap }) {
   </div>`;
 }
 
-/** Links as tabs: `tabs` is [[name, title, address], …]. */
+/**
+ * Links as tabs: `tabs` is [[name, title, address], …].
+ * @param {{ tabs: [string, string, string][]; current: string; label: string }} props
+ */
 export function Tabs({ tabs, current, label }) {
-  const box = useRef(null);
+  const box = useRef(/** @type {HTMLElement | null} */ (null));
   useEffect(() => {
-    const tab = box.current.querySelector("[aria-current]");
-    if (tab) box.current.scrollLeft = tab.offsetLeft - box.current.offsetLeft - 40;
+    const nav = box.current;
+    const tab = /** @type {HTMLElement | null | undefined} */ (nav?.querySelector("[aria-current]"));
+    if (nav && tab) nav.scrollLeft = tab.offsetLeft - nav.offsetLeft - 40;
   }, [current]);
   return html`<nav class="tabs" aria-label=${label} ref=${box}>
     ${tabs.map(
@@ -157,13 +182,17 @@ export function Tabs({ tabs, current, label }) {
   </nav>`;
 }
 
-/** Turns of a conversation; of a long one the beginning, unless it is to be `whole`. */
+/**
+ * Messages of a conversation; of a long one only the beginning, unless `whole`.
+ * @param {{ messages: T.Message[]; whole?: boolean }} props
+ */
 export function Talk({ messages, whole = false }) {
   return html`<div class="talk">
     ${messages.map((turn, i) => html`<${Turn} key=${i} turn=${turn} atFirst=${whole} />`)}
   </div>`;
 }
 
+/** @param {{ turn: T.Message; atFirst: boolean }} props */
 function Turn({ turn, atFirst }) {
   const [whole, setWhole] = useState(atFirst);
   const text = String(turn.content ?? ""); // null beside tool calls; another type in a line that is no record

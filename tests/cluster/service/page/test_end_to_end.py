@@ -102,20 +102,20 @@ def watched(chromium: Browser, serving: Serving) -> Iterator[Watched]:
 
 def configure(page: Page, prompts: Path) -> None:
     """From an empty list of runs to the review."""
-    page.get_by_role("link", name="Start the first run").click()
+    page.get_by_role("link", name="Start your first run").click()
     page.get_by_role("radio", name=re.compile("^policy")).check()
     page.get_by_role("radio", name=re.compile("^judge")).check()
-    page.get_by_role("link", name="Go on").click()
+    page.get_by_role("link", name="Continue").click()
     page.locator("input[type=file]").set_input_files(prompts)
     expect(page.get_by_role("heading", name="RLHF Online, 12 prompts, ready")).to_be_visible(timeout=START)
-    page.get_by_role("link", name="Go on").click()
-    fields = {"Steps": STEPS, "Prompts a step": 4, "Answers for each prompt": 4, "Longest answer, in tokens": 8}
-    for label, value in (fields | {"Longest prompt, in tokens": 64}).items():
+    page.get_by_role("link", name="Continue").click()
+    fields = {"Steps": STEPS, "Prompts per step": 4, "Completions per prompt": 4, "Max completion length (tokens)": 8}
+    for label, value in (fields | {"Max prompt length (tokens)": 64}).items():
         page.get_by_label(label, exact=True).fill(str(value))
     page.locator("summary").get_by_text("Model", exact=True).click()
     page.locator("#f-policy-dtype").select_option("float32")
     page.get_by_role("link", name="Review", exact=True).last.click()
-    page.get_by_label("What is the run called?").fill("whole-way")
+    page.get_by_label("Run name").fill("whole-way")
     expect(page.get_by_text("4 prompts × 4 completions = 16 samples a step")).to_be_visible(timeout=START)
 
 
@@ -138,9 +138,9 @@ def test_from_an_upload_to_a_chat_with_the_result(watched: Watched, serving: Ser
     expect(state).to_have_text("succeeded", timeout=TRAIN)
     expect(page.get_by_role("img", name=re.compile(rf"^Reward, {STEPS} points to step {STEPS}"))).to_be_visible()
 
-    of_the_run = page.get_by_role("navigation", name="Of this run")
+    of_the_run = page.get_by_role("navigation", name="Run views")
     of_the_run.get_by_role("link", name="Samples").click()
-    expect(page.get_by_text(f"16 answers of step {STEPS}")).to_be_visible(timeout=START)
+    expect(page.get_by_text(f"16 completions of step {STEPS}")).to_be_visible(timeout=START)
     page.get_by_role("article").first.get_by_role("button", name="Tokens").click()
     expect(page.get_by_label(re.compile("^Tokens, tinted by")).locator("span").first).to_be_visible(timeout=START)
     of_the_run.get_by_role("link", name="Logs").click()
@@ -152,9 +152,9 @@ def test_from_an_upload_to_a_chat_with_the_result(watched: Watched, serving: Ser
     assert os.path.getsize(download.value.path()) > 100_000
 
     of_the_run.get_by_role("link", name="Chat").click()
-    page.get_by_label("Your turn").fill("3+4=")
+    page.get_by_label("Message").fill("3+4=")
     page.get_by_role("button", name="Send").click()
-    for side in ("After training", "Before"):
+    for side in ("Trained", "Base (policy)"):
         answer = page.get_by_role("region", name=side).locator(".turn.assistant")
         expect(answer).to_be_visible(timeout=CHAT)
     expect(page.get_by_role("button", name="Stop")).to_have_count(0, timeout=CHAT)

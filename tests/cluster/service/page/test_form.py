@@ -1,4 +1,4 @@
-"""The form of a new run in a real Chromium: its steps, drafts, and what it says of what is wrong."""
+"""The form of a new run in a real Chromium: its steps, drafts, and how it shows what is wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.page_state import Service, config_tree, recorded
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-def test_wrong_settings_are_told_at_the_field_and_cannot_be_started(browse: Open) -> None:
+def test_wrong_settings_are_shown_at_the_field_and_cannot_be_started(browse: Open) -> None:
     page = browse().open("#/new/settings")
     steps = page.get_by_label("Steps", exact=True)
     steps.fill("-3")
@@ -32,7 +32,7 @@ def test_wrong_settings_are_told_at_the_field_and_cannot_be_started(browse: Open
 
 
 def test_what_the_schema_offers_is_offered(browse: Open, service: Service) -> None:
-    """Another schema, as further algorithms would make it: told apart by type, with a section that may be null."""
+    """Another schema, as more algorithms would make it: by type, with a section that may be null."""
     teacher = {"type": "object", "properties": {"model": {"type": "string"}}, "required": ["model"]}
     lora = {"type": "object", "properties": {"r": {"type": "integer", "minimum": 1, "default": 16}}}
     schema = json.loads(json.dumps(service.schema))
@@ -49,16 +49,16 @@ def test_what_the_schema_offers_is_offered(browse: Open, service: Service) -> No
     service.schema = schema
     page = browse().open("#/new/settings")
     expect(page.get_by_role("radio", name=re.compile("^PPO"))).to_be_disabled()
-    teacher = page.get_by_role("group", name="The teacher")
+    teacher = page.get_by_role("group", name="Teacher")
     expect(teacher).to_have_count(0)
     page.get_by_role("radio", name=re.compile("^GKD")).check()
-    teacher.get_by_label("Or a path, an address or a hub id").fill("/srv/models/teacher")
+    teacher.get_by_label("Or a path, a URL or a hub id").fill("/srv/models/teacher")
     expect(page.get_by_label("KL coefficient", exact=True)).to_have_count(0)
     page.get_by_role("radio", name=re.compile("^LoRA")).check()
     page.locator("summary").get_by_text("Model", exact=True).click()
-    page.get_by_label("Lora", exact=True).check()
-    page.get_by_label("Lora, r", exact=True).fill("32")
-    expect(page.get_by_label("Lora, r", exact=True)).to_have_value("32")
+    page.get_by_label("LoRA", exact=True).check()
+    page.get_by_label("LoRA rank (r)", exact=True).fill("32")
+    expect(page.get_by_label("LoRA rank (r)", exact=True)).to_have_value("32")
     drafted(page, "algorithm", {"type": "gkd", "teacher": {"model": "/srv/models/teacher"}})
     drafted(page, "policy", {"train_type": "lora", "lora": {"r": 32}})
 
@@ -67,10 +67,10 @@ def test_rewards_of_each_kind(browse: Open) -> None:
     page = browse().open("#/new/model")
     page.get_by_role("radio", name=re.compile("helpful-rm")).check()
     page.get_by_label("Use of correct").select_option("trained")
-    page.get_by_text("A server that scores over HTTP").click()
-    page.get_by_label("Its address").fill("judge")
+    page.get_by_text("HTTP reward server").click()
+    page.get_by_label("URL", exact=True).fill("judge")
     expect(page.get_by_role("alert")).to_contain_text("expected http://")
-    page.get_by_label("Its address").fill("http://judge:8000/score")
+    page.get_by_label("URL", exact=True).fill("http://judge:8000/score")
     expect(page.get_by_role("alert")).to_have_count(0)
     server = {"type": "http", "url": "http://judge:8000/score"}
     function = {"type": "function", "path": "/srv/rewards/rules.py:correct"}
@@ -97,12 +97,12 @@ def test_an_edited_clone_keeps_what_the_page_cannot_see(browse: Open, service: S
     rate.fill("1e-5")
     page.get_by_label("Temperature", exact=True).fill("")
     page.get_by_role("link", name="Model").first.click()
-    expect(page.get_by_label("Its address")).to_have_value("https://***@judge/score")
+    expect(page.get_by_label("URL", exact=True)).to_have_value("https://***@judge/score")
     page.get_by_label("Use of short").select_option("watched")
     page.get_by_role("link", name="Review").click()
-    expect(page.get_by_text("A clone of fast")).to_be_visible()
+    expect(page.get_by_text("Clone of fast")).to_be_visible()
     expect(page.get_by_role("row", name=re.compile("train.learning_rate"))).to_contain_text("1e-5")
-    page.get_by_label("What is the run called?").fill("calmer")
+    page.get_by_label("Run name").fill("calmer")
     page.get_by_role("button", name="Start training").click()
     expect(page.get_by_role("heading", name="calmer")).to_be_visible()
     (sent,) = [body for path, body in service.bodies if path.endswith("/clone")]
@@ -121,20 +121,20 @@ def test_a_draft_is_neither_lost_nor_kept_against_ones_will(browse: Open, runs: 
     page.goto(page.url.split("#")[0] + f"#/runs/{runs['fast']}")
     page.get_by_role("button", name="Clone").click()
     page.get_by_role("button", name="Edit settings first").click()
-    expect(page.get_by_role("alert")).to_contain_text("There is a draft of a new run that was not started.")
-    page.get_by_role("button", name="Replace the draft").click()
+    expect(page.get_by_role("alert")).to_contain_text("You have a draft of a new run.")
+    page.get_by_role("button", name="Replace draft").click()
     expect(page.get_by_label("Learning rate", exact=True)).to_have_value("5e-4")
     page.get_by_role("button", name="Discard").click()
     page.get_by_role("dialog").get_by_role("button", name="Discard").click()
     expect(page.get_by_role("group", name="The model to train")).to_contain_text("Choose the model to train.")
-    expect(page.get_by_text("A clone of fast")).to_have_count(0)
+    expect(page.get_by_text("Clone of fast")).to_have_count(0)
     expect(page.get_by_role("button", name="Discard")).to_have_count(0)
 
 
-def test_what_is_not_chosen_yet_is_said_where_it_is_chosen(browse: Open, service: Service, tmp_path: Path) -> None:
+def test_what_is_not_chosen_yet_is_shown_where_it_is_chosen(browse: Open, service: Service, tmp_path: Path) -> None:
     """In plain words, in red only once somebody has gone past it; a step is ticked when it was seen and is right."""
     page = browse().open("#/new/model")
-    steps = page.get_by_role("navigation", name="The four steps")
+    steps = page.get_by_role("navigation", name="Form steps")
     model = page.get_by_role("group", name="The model to train")
     judge = page.get_by_role("group", name="The reward model")
     expect(model).to_contain_text("Choose the model to train.")
@@ -142,8 +142,8 @@ def test_what_is_not_chosen_yet_is_said_where_it_is_chosen(browse: Open, service
     expect(page.get_by_role("alert")).to_have_count(0)
     page.get_by_role("radio", name=re.compile("qwen3-0.6b-sft")).check()
     expect(model).not_to_contain_text("Choose the model to train.")
-    page.get_by_role("link", name="Go on").click()
-    expect(page.get_by_role("heading", name="Drop a file of prompts here")).to_be_visible()
+    page.get_by_role("link", name="Continue").click()
+    expect(page.get_by_role("heading", name="Drop a prompt file here")).to_be_visible()
     expect(steps.get_by_role("link", name=re.compile("Done"))).to_have_count(0)
 
     upload(page, file(tmp_path, "prompts.jsonl", PROMPTS))
@@ -154,20 +154,20 @@ def test_what_is_not_chosen_yet_is_said_where_it_is_chosen(browse: Open, service
     expect(judge.get_by_role("textbox")).to_have_attribute("aria-invalid", "true")
     page.get_by_role("radio", name=re.compile("preference-rm")).check()
     expect(page.get_by_role("alert")).to_have_count(0)
-    page.get_by_role("link", name="Go on").click()
+    page.get_by_role("link", name="Continue").click()
     expect(steps.get_by_role("link", name=re.compile("Done"))).to_have_text("Done:Model")
 
 
-def test_the_review_says_plainly_what_is_missing(browse: Open) -> None:
+def test_the_review_lists_what_is_missing(browse: Open) -> None:
     page = browse().open("#/new/review")
     alert = page.get_by_role("alert")
-    expect(alert).to_contain_text("3 problems to mend first")
-    expect(alert).to_contain_text("Dataset: Choose a file of prompts.")
+    expect(alert).to_contain_text("3 problems to fix")
+    expect(alert).to_contain_text("Dataset: Choose a prompt file.")
     expect(alert).not_to_contain_text("expected section")
-    expect(page.get_by_text("It can start when these steps are right: model, dataset.")).to_be_visible()
+    expect(page.get_by_text("Fix Model and Dataset to start.")).to_be_visible()
 
 
-def test_a_warning_is_said_calmly_and_hinders_nothing(browse: Open, service: Service, tmp_path: Path) -> None:
+def test_a_warning_is_shown_calmly_and_blocks_nothing(browse: Open, service: Service, tmp_path: Path) -> None:
     service.warnings = [
         {"path": "train.learning_rate", "message": "high for a full fine-tune; `1e-6` is usual"},
         {"path": "train.weight_decay", "message": "is seldom of use"},
@@ -175,16 +175,16 @@ def test_a_warning_is_said_calmly_and_hinders_nothing(browse: Open, service: Ser
     page = browse().open("#/new/model")
     page.get_by_role("radio", name=re.compile("qwen3-0.6b-sft")).check()
     page.get_by_role("radio", name=re.compile("preference-rm")).check()
-    page.get_by_role("link", name="Go on").click()
+    page.get_by_role("link", name="Continue").click()
     upload(page, file(tmp_path, "prompts.jsonl", PROMPTS))
     expect(page.get_by_role("heading", name="RLHF Online, 30 prompts, ready")).to_be_visible()
-    page.get_by_role("link", name="Go on").click()
+    page.get_by_role("link", name="Continue").click()
     rate = page.get_by_label("Learning rate", exact=True)
     expect(rate).to_have_accessible_description(re.compile("high for a full fine-tune; 1e-6 is usual"))
     expect(rate).not_to_have_attribute("aria-invalid", "true")
     expect(page.locator("summary", has_text="Training")).to_contain_text("1 note")
     page.get_by_role("link", name="Review", exact=True).last.click()
-    expect(page.get_by_text("Unusual, but it can start")).to_be_visible()
+    expect(page.get_by_text("Worth a look")).to_be_visible()
     expect(page.get_by_text("high for a full fine-tune")).to_be_visible()
     expect(page.get_by_role("alert")).to_have_count(0)
     expect(page.get_by_role("button", name="Start training")).to_be_enabled()
@@ -202,17 +202,17 @@ def test_any_field_may_have_a_recommended_range(browse: Open, service: Service) 
     )
 
 
-def test_the_review_says_why_it_cannot_start_yet(browse: Open, service: Service) -> None:
+def test_the_review_shows_why_it_cannot_start_yet(browse: Open, service: Service) -> None:
     service.planning.clear()
     page = browse().open("#/new/review")
     expect(page.get_by_role("button", name="Start training")).to_be_disabled()
     expect(page.get_by_role("status").get_by_text("Checking…")).to_be_visible()
     service.planning.set()
-    expect(page.get_by_text("It can start when these steps are right")).to_be_visible()
+    expect(page.get_by_text("Fix Model and Dataset to start.")).to_be_visible()
     expect(page.get_by_text("Checking…")).to_have_count(0)
 
 
-def test_a_model_says_what_it_is(browse: Open) -> None:
+def test_a_model_shows_what_it_is(browse: Open) -> None:
     page = browse().open("#/new/model")
     card = page.get_by_role("radio", name=re.compile("qwen3-0.6b-sft"))
     expect(card).to_have_accessible_name(re.compile("vocabulary 151,936 · context 40,960 tokens · chat template"))
@@ -221,7 +221,7 @@ def test_a_model_says_what_it_is(browse: Open) -> None:
 def test_a_teacher_is_chosen_like_any_model(browse: Open) -> None:
     page = browse().open("#/new/settings")
     page.get_by_role("radio", name=re.compile("^GKD")).check()
-    teacher = page.get_by_role("group", name="The teacher")
+    teacher = page.get_by_role("group", name="Teacher")
     expect(teacher).to_contain_text("Choose the teacher")
     expect(page.get_by_role("alert")).to_have_count(0)
     page.get_by_role("link", name="Review", exact=True).last.click()
@@ -234,7 +234,7 @@ def test_a_teacher_is_chosen_like_any_model(browse: Open) -> None:
     drafted(page, "algorithm", {"type": "gkd", "teacher": {"model": "/srv/models/llama-3.2-1b-instruct"}})
 
 
-def test_a_missing_section_is_told_at_the_field_that_it_needs(browse: Open, service: Service) -> None:
+def test_a_missing_section_is_shown_at_the_field_that_it_needs(browse: Open, service: Service) -> None:
     """Of a schema with a section that must be there: the plan names the section, the page shows a field."""
     schema = json.loads(json.dumps(service.schema))
     schema["$defs"]["Judge"] = {
@@ -248,5 +248,5 @@ def test_a_missing_section_is_told_at_the_field_that_it_needs(browse: Open, serv
     page = browse().open("#/new/settings")
     page.locator("summary").get_by_text("judge").click()
     expect(page.get_by_label("Level", exact=True)).to_have_attribute("aria-invalid", "true")
-    expect(page.locator("#f-judge-level-error")).to_have_text("A value is needed here.")
+    expect(page.locator("#f-judge-level-error")).to_have_text("Required.")
     expect(page.get_by_label("Note", exact=True)).not_to_have_attribute("aria-invalid", "true")

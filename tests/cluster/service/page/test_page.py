@@ -19,25 +19,25 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 def test_from_an_upload_to_a_finished_run(browse: Open, service: Service, tmp_path: Path) -> None:
     page = browse().open()
     expect(page.get_by_role("heading", name="No runs yet")).to_be_visible()
-    page.get_by_role("link", name="Start the first run").click()
+    page.get_by_role("link", name="Start your first run").click()
     page.get_by_role("radio", name=re.compile("qwen3-0.6b-sft")).check()
     page.get_by_role("radio", name=re.compile("preference-rm")).check()
     page.get_by_label("Use of correct").select_option("watched")
-    page.get_by_role("link", name="Go on").click()
+    page.get_by_role("link", name="Continue").click()
 
     upload(page, file(tmp_path, "prompts.jsonl", PROMPTS))
     expect(page.get_by_role("heading", name="RLHF Online, 30 prompts, ready")).to_be_visible()
     expect(page.get_by_text("Write haiku number 0.")).to_be_visible()
     expect(page.get_by_role("img", name=re.compile("Prompt lengths"))).to_be_visible()
-    page.get_by_role("link", name="Go on").click()
+    page.get_by_role("link", name="Continue").click()
 
-    expect(page.get_by_role("radio", name=re.compile("RLHF, online"))).to_be_checked()
+    expect(page.get_by_role("radio", name=re.compile("Online RLHF"))).to_be_checked()
     expect(page.get_by_role("radio", name=re.compile("^GRPO"))).to_be_checked()
     page.get_by_label("KL coefficient", exact=True).fill("0.08")
     page.get_by_label("Steps", exact=True).fill("12")
     page.get_by_role("link", name="Review", exact=True).last.click()
 
-    page.get_by_label("What is the run called?").fill("haiku")
+    page.get_by_label("Run name").fill("haiku")
     expect(page.get_by_text("32 prompts × 8 completions = 256 samples a step")).to_be_visible()
     expect(page.get_by_label("config.yaml", exact=True)).to_contain_text("coef: 0.08")
     expect(page.get_by_label("command that submits to a cluster", exact=True)).to_have_text("rlhf submit config.yaml")
@@ -54,10 +54,10 @@ def test_from_an_upload_to_a_finished_run(browse: Open, service: Service, tmp_pa
     assert sent["train"] == {"steps": 12}
 
     page.get_by_role("link", name="Chat").click()
-    page.get_by_label("Your turn").fill("25 * 4 + 10 = ?")
+    page.get_by_label("Message").fill("25 * 4 + 10 = ?")
     page.get_by_role("button", name="Send").click()
-    expect(page.get_by_role("region", name="After training")).to_contain_text("The answer is 110.")
-    expect(page.get_by_role("region", name="Before")).to_contain_text("I like numbers.")
+    expect(page.get_by_role("region", name="Trained")).to_contain_text("The answer is 110.")
+    expect(page.get_by_role("region", name="Base (policy)")).to_contain_text("I like numbers.")
 
 
 def test_a_chat_whose_base_is_gone(browse: Open, service: Service) -> None:
@@ -65,11 +65,11 @@ def test_a_chat_whose_base_is_gone(browse: Open, service: Service) -> None:
     service.base_is_gone = True
     page = browse().open("#/runs/20260131-1-good/chat")
     for turn in ("25 * 4 + 10 = ?", "And 1 more?"):
-        page.get_by_label("Your turn").fill(turn)
+        page.get_by_label("Message").fill(turn)
         page.get_by_role("button", name="Send").click()
-        expect(page.get_by_role("region", name="Before")).to_contain_text("cannot be asked any more: no such folder")
-        expect(page.get_by_role("region", name="After training")).to_contain_text(turn)
-        expect(page.get_by_role("region", name="After training").locator(".turn").last).to_have_text(
+        expect(page.get_by_role("region", name="Base (policy)")).to_contain_text("no longer available: no such folder")
+        expect(page.get_by_role("region", name="Trained")).to_contain_text(turn)
+        expect(page.get_by_role("region", name="Trained").locator(".turn").last).to_have_text(
             re.compile("The answer is 110.")
         )
     asked = [body for path, body in service.bodies if path.endswith("/chat")]
@@ -82,15 +82,15 @@ def test_a_chat_that_is_refused_can_be_asked_again(browse: Open, service: Servic
     watched = browse()
     watched.expected = ["429"]
     page = watched.open("#/runs/20260131-1-good/chat")
-    turn = page.get_by_label("Your turn")
+    turn = page.get_by_label("Message")
     turn.fill("25 * 4 + 10 = ?")
     page.get_by_role("button", name="Send").click()
     expect(page.get_by_role("alert")).to_contain_text("somebody else is chatting")
     expect(turn).to_have_value("25 * 4 + 10 = ?")
-    expect(page.get_by_role("region", name="After training")).to_contain_text("Ask something below")
+    expect(page.get_by_role("region", name="Trained")).to_contain_text("Send a message below")
     service.busy = False
     page.get_by_role("button", name="Send").click()
-    expect(page.get_by_role("region", name="After training")).to_contain_text("The answer is 110.")
+    expect(page.get_by_role("region", name="Trained")).to_contain_text("The answer is 110.")
     asked = [body for path, body in service.bodies if path.endswith("/chat")]
     assert [[said["role"] for said in body["trained"]] for body in asked] == [["user"], ["user"]]
 
@@ -98,18 +98,18 @@ def test_a_chat_that_is_refused_can_be_asked_again(browse: Open, service: Servic
 def test_a_chat_is_as_warm_as_it_was_asked_to_be(browse: Open, service: Service) -> None:
     service.add_run("20260131-1-good", recorded("healthy"), "succeeded")
     page = browse().open("#/runs/20260131-1-good/chat")
-    page.get_by_text("How they answer").click()
+    page.get_by_text("Generation settings").click()
     temperature = page.get_by_label("Temperature")
     for typed in ("0", "0,7"):
         temperature.fill(typed)
-        page.get_by_label("Your turn").fill("25 * 4 + 10 = ?")
+        page.get_by_label("Message").fill("25 * 4 + 10 = ?")
         page.get_by_role("button", name="Send").click()
-        expect(page.get_by_role("button", name="Begin anew")).to_be_enabled()
+        expect(page.get_by_role("button", name="New chat")).to_be_enabled()
     assert [body["temperature"] for path, body in service.bodies if path.endswith("/chat")] == [0, 0.7]
     temperature.fill("warm")
     expect(temperature).to_have_attribute("aria-invalid", "true")
     expect(page.get_by_role("alert")).to_have_text("A number from 0 to 10.")
-    page.get_by_label("Your turn").fill("And now?")
+    page.get_by_label("Message").fill("And now?")
     expect(page.get_by_role("button", name="Send")).to_be_disabled()
 
 
@@ -118,10 +118,10 @@ def test_a_wrong_token(browse: Open, service: Service, runs: dict[str, str]) -> 
     watched = browse()
     watched.expected = ["401"]
     page = watched.open()
-    expect(page.get_by_role("heading", name="A token, please")).to_be_visible()
+    expect(page.get_by_role("heading", name="Sign in with a token")).to_be_visible()
     page.get_by_label("Token").fill("wrong")
-    page.get_by_role("button", name="Go on").click()
-    expect(page.get_by_role("alert")).to_have_text("The token is not right.")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_have_text("Invalid token.")
     page.get_by_label("Token").fill(service.token)
     page.keyboard.press("Enter")
     expect(page.get_by_role("link", name="good")).to_be_visible()
@@ -141,7 +141,7 @@ def test_a_run_that_fails(browse: Open, service: Service, runs: dict[str, str]) 
     page = browse().open(f"#/runs/{runs['good']}")
     page.get_by_role("button", name="Clone").click()
     page.get_by_label("Name").fill("doomed")
-    page.get_by_role("button", name="Start the clone").click()
+    page.get_by_role("button", name="Start clone").click()
     expect(page.get_by_role("heading", name="doomed")).to_be_visible()
     expect(page.locator(".run-head .state")).to_have_text("failed")
     alert = page.get_by_role("alert")
@@ -157,10 +157,10 @@ def test_the_doctors_remedy_clones_the_run(browse: Open, service: Service, runs:
     page.get_by_role("link", name="What to do").click()
     finding = page.get_by_role("article", name="The policy is far from where it began")
     expect(finding).to_contain_text("0.644 nats per token")
-    finding.get_by_role("button", name="Clone with the change").click()
+    finding.get_by_role("button", name="Clone with this change").click()
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("row", name=re.compile("train.learning_rate"))).to_contain_text("2.5e-4")
-    dialog.get_by_role("button", name="Start the clone").click()
+    dialog.get_by_role("button", name="Start clone").click()
     expect(page.locator(".run-head .state")).to_have_text("succeeded")
     (clone,) = [body for path, body in service.bodies if path.endswith("/clone")]
     assert clone["changes"] == {"algorithm.kl.coef": 0.05, "train.learning_rate": 0.00025}
@@ -177,7 +177,7 @@ def test_stop_pause_and_delete(browse: Open, service: Service, runs: dict[str, s
     expect(page.get_by_role("dialog")).to_have_count(0)
     assert runs["going"] in service.runs
     page.get_by_role("button", name="Delete").click()
-    page.get_by_role("button", name="Delete for good").click()
+    page.get_by_role("button", name="Delete permanently").click()
     expect(page.get_by_role("heading", name="Runs")).to_be_visible()
     expect(page.get_by_role("link", name="going")).to_have_count(0)
     assert runs["going"] not in service.runs
@@ -185,10 +185,10 @@ def test_stop_pause_and_delete(browse: Open, service: Service, runs: dict[str, s
 
 def test_samples(browse: Open, runs: dict[str, str]) -> None:
     page = browse().open(f"#/runs/{runs['good']}/samples?step=7")
-    expect(page.get_by_text("24 answers of step 7")).to_be_visible()
-    page.get_by_label("Search prompts and answers").fill("350")
-    expect(page.get_by_text("6 answers of step 7")).to_be_visible()
-    page.get_by_label("Search prompts and answers").fill("")
+    expect(page.get_by_text("24 completions of step 7")).to_be_visible()
+    page.get_by_label("Search prompts and completions").fill("350")
+    expect(page.get_by_text("6 completions of step 7")).to_be_visible()
+    page.get_by_label("Search prompts and completions").fill("")
     page.get_by_label("Sort by").select_option("reward")
     page.get_by_role("button", name="Highest first").click()
     expect(page.get_by_role("article").first).to_contain_text("reward −1.3")
@@ -201,9 +201,9 @@ def test_samples(browse: Open, runs: dict[str, str]) -> None:
 def test_samples_of_a_running_run_stay_while_steps_come(
     browse: Open, server: StandIn, service: Service, runs: dict[str, str]
 ) -> None:
-    """What the picker says is what is shown; the newest step is a button away."""
+    """What the picker shows is what is listed; the newest step is a button away."""
     page = browse().open(f"#/runs/{runs['going']}/samples")
-    expect(page.get_by_text("24 answers of step 34")).to_be_visible()
+    expect(page.get_by_text("24 completions of step 34")).to_be_visible()
     row = recorded("healthy")[34]
     service.runs[runs["going"]]["metrics"].append(row)
     service.runs[runs["going"]]["run"]["state"] = "paused"
@@ -211,21 +211,21 @@ def test_samples_of_a_running_run_stay_while_steps_come(
     expect(page.get_by_role("button", name="Newest (35)")).to_be_visible()
     expect(page.get_by_role("combobox", name="Step")).to_have_value("34")
     page.get_by_role("button", name="Newest (35)").click()
-    expect(page.get_by_text("24 answers of step 35")).to_be_visible()
+    expect(page.get_by_text("24 completions of step 35")).to_be_visible()
     expect(page.get_by_role("combobox", name="Step")).to_have_value("35")
 
 
-def test_evidence_is_shown_wherever_it_lies(browse: Open, service: Service, runs: dict[str, str]) -> None:
+def test_evidence_is_shown_wherever_it_is(browse: Open, service: Service, runs: dict[str, str]) -> None:
     service.groups = 300  # its sample is the last of 1,200, and the server gives a thousand at once
     page = browse(height=500).open(f"#/runs/{runs['good']}/samples?step=7&sample=7-299-3")
-    expect(page.get_by_text("The 4 answers to the prompt of sample 7-299-3, of step 7")).to_be_visible()
-    expect(page.get_by_role("article", name="Answer 7-299-3")).to_be_in_viewport()
+    expect(page.get_by_text("The 4 completions for the prompt of sample 7-299-3, step 7")).to_be_visible()
+    expect(page.get_by_role("article", name="Completion 7-299-3")).to_be_in_viewport()
     expect(page.get_by_role("article")).to_have_count(4)
-    page.get_by_role("button", name="Show all answers").click()
-    expect(page.get_by_text("1,200 answers of step 7")).to_be_visible()
+    page.get_by_role("button", name="Show all", exact=True).click()
+    expect(page.get_by_text("1,200 completions of step 7")).to_be_visible()
 
 
-def test_long_prompts_are_shown_whole_only_when_asked(browse: Open, service: Service, runs: dict[str, str]) -> None:
+def test_long_prompts_are_shown_in_full_only_when_asked(browse: Open, service: Service, runs: dict[str, str]) -> None:
     service.prompt = "A long story. " * 1000
     page = browse().open(f"#/runs/{runs['good']}/samples")
     group = page.get_by_role("region", name="Prompt 0")
@@ -244,10 +244,10 @@ def test_only_the_curves_that_a_run_has_are_drawn(browse: Open, service: Service
     service.add_run("20260131-1-plain", recorded("healthy"), "succeeded")
     service.add_run("20260131-2-ranks", ranks, "succeeded")
     page = browse().open("#/runs/20260131-2-ranks")
-    expect(page.get_by_role("img", name=re.compile("^Ranks of the adapter, 80 points"))).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile("^Adapter ranks, 80 points"))).to_be_visible()
     page.goto(page.url.replace("2-ranks", "1-plain"))
     expect(page.get_by_role("img", name=re.compile("^KL divergence"))).to_be_visible()
-    expect(page.get_by_role("img", name=re.compile("^(Ranks of the adapter|Replaced groups|Critic)"))).to_have_count(0)
+    expect(page.get_by_role("img", name=re.compile("^(Adapter ranks|Replaced groups|Critic)"))).to_have_count(0)
 
 
 def test_runs_are_compared(browse: Open, runs: dict[str, str]) -> None:
@@ -259,44 +259,8 @@ def test_runs_are_compared(browse: Open, runs: dict[str, str]) -> None:
     expect(page.get_by_role("row", name=re.compile("train.learning_rate"))).to_contain_text("5e-4")
 
 
-def test_a_server_that_goes_and_comes_back(
-    browse: Open, server: StandIn, service: Service, runs: dict[str, str]
-) -> None:
-    """The events break off and requests fail; the page says so, and goes on when they answer again."""
-    watched = browse()
-    watched.expected = ["ERR_FAILED", "Failed to load resource"]
-    page = watched.open(f"#/runs/{runs['going']}")
-    expect(page.get_by_text("live", exact=True)).to_be_visible()
-    page.route("**/api/**", lambda route: route.abort())
-    server.tick.set()  # ends the stream
-    service.runs[runs["going"]]["run"]["state"] = "paused"
-    expect(page.get_by_text("the server does not answer; trying again")).to_be_visible()
-    page.unroute("**/api/**")
-    expect(page.locator(".run-head .state")).to_have_text("paused", timeout=20_000)
-
-
-def test_more_tabs_than_a_browser_has_connections(
-    browse: Open, server: StandIn, service: Service, runs: dict[str, str]
-) -> None:
-    """Six connections to one server are all that a browser opens; a tab that is hidden must hold none of them."""
-    watched = browse()
-    hide = "(hidden) => { window.isHidden = hidden; document.dispatchEvent(new Event('visibilitychange')); }"
-    tabs = [watched.page, *(watched.page.context.new_page() for _ in range(7))]
-    for tab in tabs:
-        tab.add_init_script("Object.defineProperty(document, 'hidden', {get: () => window.isHidden === true})")
-        tab.goto(f"{server.url}/#/runs/{runs['going']}")
-        expect(tab.get_by_text("live", exact=True)).to_be_visible()
-        tab.evaluate(hide, True)
-    row = recorded("healthy")[34]
-    service.runs[runs["going"]]["metrics"].append(row)
-    service.runs[runs["going"]]["run"]["step"] = row["step"]
-    tabs[0].evaluate(hide, False)
-    expect(tabs[0].get_by_text(f"Step {row['step']} of 80")).to_be_visible()
-    expect(tabs[0].get_by_role("img", name=re.compile(r"^Reward, 35 points to step 35"))).to_be_visible()
-
-
 def test_only_what_a_run_allows_is_offered(browse: Open, service: Service, runs: dict[str, str]) -> None:
-    """A run that cannot be paused says so by its actions."""
+    """A run's actions show whether it can be paused."""
     service.allowed = ["stop", "clone"]
     page = browse().open(f"#/runs/{runs['going']}")
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
@@ -309,10 +273,10 @@ def test_only_what_a_run_allows_is_offered(browse: Open, service: Service, runs:
 @pytest.mark.parametrize(
     ("state", "fields", "words"),
     [
-        ("queued", {"queue": {"position": 2, "reason": "needs 2 GPUs"}}, "The run waits for its turn."),
-        ("queued", {"queue": {"position": 0, "reason": "it is starting"}}, "Models are being loaded"),
+        ("queued", {"queue": {"position": 2, "reason": "needs 2 GPUs"}}, "The run is waiting in the queue."),
+        ("queued", {"queue": {"position": 0, "reason": "it is starting"}}, "Loading models"),
         ("paused", {}, "The run was paused before its first step."),
-        ("running", {}, "Models are being loaded"),
+        ("running", {}, "Loading models"),
     ],
 )
 def test_why_there_are_no_curves_yet(
@@ -322,10 +286,10 @@ def test_why_there_are_no_curves_yet(
     expect(browse().open("#/runs/20260131-1-new").get_by_text(words)).to_be_visible()
 
 
-def test_a_comparison_goes_on_without_a_run_that_is_gone(browse: Open, runs: dict[str, str]) -> None:
+def test_a_comparison_leaves_out_a_run_that_is_gone(browse: Open, runs: dict[str, str]) -> None:
     watched = browse()
     watched.expected = ["404"]
     page = watched.open(f"#/compare?ids={runs['good']},20260101-gone,{runs['fast']}")
-    expect(page.get_by_text("20260101-gone is not there any more.")).to_be_visible()
+    expect(page.get_by_text("20260101-gone no longer exists.")).to_be_visible()
     expect(page.get_by_role("heading", name="Compare 2 runs")).to_be_visible()
     expect(page.get_by_role("img", name=re.compile("^Reward, 80 points.*good.*fast"))).to_be_visible()

@@ -1,4 +1,4 @@
-"""The page as a whole in a real Chromium: contrast, keyboard, narrow screens, long lists, large curves."""
+"""The page in a real Chromium: contrast, keyboard, narrow screens, long lists, large curves."""
 
 from __future__ import annotations
 
@@ -93,15 +93,15 @@ def test_the_four_steps_by_keyboard_alone(browse: Open) -> None:
     page = browse().open("#/new/model")
     settled(page)
     page.keyboard.press("Tab")
-    expect(page.get_by_role("link", name="To the content")).to_be_focused()
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
     page.get_by_role("radio", name=re.compile("qwen3")).focus()
     page.keyboard.press("Space")
     expect(page.get_by_role("radio", name=re.compile("qwen3"))).to_be_checked()
     page.keyboard.press("ArrowDown")
     expect(page.get_by_role("radio", name=re.compile("llama-3.2"))).to_be_checked()
-    page.get_by_role("link", name="Go on").focus()
+    page.get_by_role("link", name="Continue").focus()
     page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="Drop a file of prompts here")).to_be_visible()
+    expect(page.get_by_role("heading", name="Drop a prompt file here")).to_be_visible()
     expect(page.locator("main")).to_be_focused()
 
 
@@ -190,7 +190,7 @@ def test_a_run_of_many_steps(browse: Open, service: Service) -> None:
     page = watched.open("#/runs/20260131-8-long/samples")
     page.get_by_label("Step", exact=True).fill("1234")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("24 answers of step 1,234")).to_be_visible()
+    expect(page.get_by_text("24 completions of step 1,234")).to_be_visible()
 
 
 def test_it_loads_in_under_a_second(browse: Open, server: StandIn) -> None:
@@ -216,15 +216,15 @@ def test_reduced_motion(browse: Open, runs: dict[str, str]) -> None:
 
 def test_the_theme_can_be_chosen_and_is_kept(browse: Open) -> None:
     page = browse().open()
-    page.get_by_role("button", name="Switch to dark colours").click()
+    page.get_by_role("button", name="Switch to dark colors").click()
     page.reload()
-    expect(page.get_by_role("button", name="Switch to light colours")).to_be_visible()
+    expect(page.get_by_role("button", name="Switch to light colors")).to_be_visible()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
-def test_an_address_that_is_none(browse: Open) -> None:
+def test_an_unknown_address(browse: Open) -> None:
     watched = browse()
     watched.expected = ["404"]
-    expect(watched.open("#/nowhere").get_by_role("heading", name="There is no such page")).to_be_visible()
-    expect(watched.open("#/runs/100%").get_by_role("heading", name="There is no such run")).to_be_visible()
-    expect(watched.open("#/runs/none").get_by_role("heading", name="There is no such run")).to_be_visible()
+    expect(watched.open("#/nowhere").get_by_role("heading", name="Page not found")).to_be_visible()
+    expect(watched.open("#/runs/100%").get_by_role("heading", name="Run not found")).to_be_visible()
+    expect(watched.open("#/runs/none").get_by_role("heading", name="Run not found")).to_be_visible()

@@ -63,39 +63,39 @@ def test_a_file_of_another_kind_is_not_sent(browse: Open, service: Service, tmp_
     assert service.datasets == {}
 
 
-def test_bad_lines_can_be_left_out(browse: Open, tmp_path: Path) -> None:
+def test_invalid_lines_can_be_skipped(browse: Open, tmp_path: Path) -> None:
     page = browse().open("#/new/data")
     upload(page, file(tmp_path, "some.jsonl", PROMPTS + 'not json\n{"prompt": ""}\n{"prompt": 5}\n'))
     expect(page.get_by_role("heading", name=re.compile("RLHF Online, .*, not ready"))).to_be_visible()
-    expect(page.get_by_text("or train without 3 bad lines")).to_be_visible()
-    page.get_by_role("button", name="Leave bad lines out").click()
+    expect(page.get_by_text("or train without 3 invalid lines")).to_be_visible()
+    page.get_by_role("button", name="Skip invalid lines").click()
     expect(page.get_by_role("heading", name=re.compile("RLHF Online, .*, ready"))).to_be_visible()
-    expect(page.get_by_text("3 bad lines are left out")).to_be_visible()
+    expect(page.get_by_text("3 invalid lines are skipped")).to_be_visible()
     drafted(page, "data", {"prompts": str(tmp_path / "ds-1.jsonl"), "skip_invalid": True})
-    page.get_by_role("button", name="Take that back").click()
+    page.get_by_role("button", name="Undo").click()
     expect(page.get_by_role("heading", name=re.compile("RLHF Online, .*, not ready"))).to_be_visible()
 
 
-def test_a_dataset_is_removed_only_when_meant_and_unused(browse: Open, service: Service, tmp_path: Path) -> None:
+def test_a_dataset_is_deleted_only_when_confirmed_and_unused(browse: Open, service: Service, tmp_path: Path) -> None:
     watched = browse()
     watched.expected = ["409"]
     page = watched.open("#/new/data")
     upload(page, file(tmp_path, "prompts.jsonl", PROMPTS))
     service.used = {"ds-1"}
-    page.get_by_role("button", name="Remove").click()
-    dialog = page.get_by_role("dialog", name="Remove prompts.jsonl?")
-    dialog.get_by_role("button", name="Remove").click()
+    page.get_by_role("button", name="Delete").click()
+    dialog = page.get_by_role("dialog", name="Delete prompts.jsonl?")
+    dialog.get_by_role("button", name="Delete").click()
     expect(dialog.get_by_role("alert")).to_contain_text("the run going reads this dataset")
-    dialog.get_by_role("button", name="Keep it").click()
+    dialog.get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("heading", name="RLHF Online, 30 prompts, ready")).to_be_visible()
     service.used = set()
-    page.get_by_role("button", name="Remove").click()
-    dialog.get_by_role("button", name="Remove").click()
+    page.get_by_role("button", name="Delete").click()
+    dialog.get_by_role("button", name="Delete").click()
     expect(page.get_by_role("heading", name="RLHF Online, 30 prompts, ready")).to_have_count(0)
     assert service.datasets == {}
 
 
-def test_an_upload_goes_on_while_one_looks_elsewhere(browse: Open, service: Service, tmp_path: Path) -> None:
+def test_an_upload_continues_while_another_view_is_open(browse: Open, service: Service, tmp_path: Path) -> None:
     service.taking.clear()
     service.reading.clear()
     page = browse().open("#/new/data")
@@ -117,7 +117,7 @@ def test_an_upload_goes_on_while_one_looks_elsewhere(browse: Open, service: Serv
 
 @pytest.mark.parametrize("when", ["Uploading", "Reading"])
 def test_an_upload_that_is_stopped_leaves_nothing(browse: Open, service: Service, tmp_path: Path, when: str) -> None:
-    """Also where the server has the file whole already, and would make a dataset of it."""
+    """Also if the server already has the complete file and would make a dataset of it."""
     (service.taking if when == "Uploading" else service.reading).clear()
     page = browse().open("#/new/data")
     upload(page, file(tmp_path, "large.jsonl", PROMPTS * 20_000))
@@ -126,7 +126,7 @@ def test_an_upload_that_is_stopped_leaves_nothing(browse: Open, service: Service
     if when == "Reading":
         expect(page.get_by_text("Stopping large.jsonl")).to_be_visible()
         service.reading.set()
-    expect(page.get_by_role("heading", name="Drop a file of prompts here")).to_be_visible()
+    expect(page.get_by_role("heading", name="Drop a prompt file here")).to_be_visible()
     expect(page.get_by_text("large.jsonl")).to_have_count(0)
     service.taking.set()
     assert service.datasets == {}

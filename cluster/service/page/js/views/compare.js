@@ -1,11 +1,15 @@
 /** Several runs on one plot a metric, and where their settings differ. */
-import { request } from "../api.js";
+import { ApiError } from "../api.js";
 import { Chart } from "../chart.js";
+import { getCurves, getRun } from "../endpoints.js";
 import { count, number } from "../format.js";
 import { useResource, useTitle } from "../hooks.js";
 import { html, useMemo } from "../html.js";
 import { leaves, shown } from "../tree.js";
 import { Empty, Failure, Loading, Notice, State } from "../ui.js";
+
+/** @import * as T from "../types.js" */
+/** @typedef {T.RunDetails & { metrics: T.MetricColumns }} Compared */
 
 const METRICS = [
   ["reward/mean", "Reward"],
@@ -15,33 +19,38 @@ const METRICS = [
   ["policy/entropy", "Entropy, nats"],
   ["policy/loss", "Loss"],
   ["policy/grad_norm", "Gradient norm"],
-  ["advantage/zero_groups", "Groups without advantage"],
-  ["throughput/tokens_per_s", "Tokens a second"],
+  ["advantage/zero_groups", "Zero-advantage groups"],
+  ["throughput/tokens_per_s", "Tokens/s"],
 ];
 const POINTS = 1500;
 
+/**
+ * @param {string[]} ids
+ * @param {AbortSignal} signal
+ */
 async function load(ids, signal) {
   const keys = METRICS.map(([key]) => key);
-  const asked = await Promise.allSettled(
-    ids.map(async (id) => {
-      const at = `/runs/${encodeURIComponent(id)}`;
-      const [details, metrics] = await Promise.all([
-        request(at, { signal }),
-        request(`${at}/metrics`, { query: { format: "columns", points: POINTS, keys }, signal }),
-      ]);
+  /** @type {(id: string) => Promise<Compared | null>} null: it does not exist */
+  const one = async (id) => {
+    try {
+      const curves = getCurves(id, { points: POINTS, keys }, signal);
+      const [details, metrics] = await Promise.all([getRun(id, signal), curves]);
       return { ...details, metrics };
-    }),
-  );
-  const failed = asked.flatMap(({ reason }, i) => (reason ? [{ id: ids[i], error: reason }] : []));
-  const other = failed.find(({ error }) => error.status !== 404);
-  if (other) throw other.error;
-  return { runs: asked.flatMap(({ value }) => value || []), missing: failed.map(({ id }) => id) };
+    } catch (error) {
+      if (error instanceof ApiError && error.status === 404) return null;
+      throw error;
+    }
+  };
+  const found = await Promise.all(ids.map(one));
+  return { runs: found.filter((run) => run !== null), missing: ids.filter((_, i) => found[i] === null) };
 }
 
+/** @param {{ ids: string[] }} props */
 export function Compare({ ids }) {
   useTitle("Compare");
   const { data: found, error, reload } = useResource((signal) => load(ids, signal), [ids], { poll: 10000 });
   const data = found?.runs;
+  const missing = found?.missing ?? [];
   const charts = useMemo(
     () =>
       data
@@ -56,14 +65,15 @@ export function Compare({ ids }) {
     ${error && html`<${Failure} error=${error} again=${reload} />`}
     ${!data && !error && html`<${Loading} lines=${4} height=${120} />`}
     ${
-      found?.missing.length > 0 &&
+      missing.length > 0 &&
       html`<${Notice} kind="warn">
-        ${found.missing.map((id, i) => html`${i ? ", " : ""}<code>${id}</code>`)}${" "}
-        ${found.missing.length === 1 ? "no longer exists." : "no longer exist."}
+        ${missing.map((id, i) => html`${i ? ", " : ""}<code>${id}</code>`)}${" "}
+        ${missing.length === 1 ? "no longer exists." : "no longer exist."}
       <//>`
     }
     ${
-      data?.length > 0 &&
+      data &&
+      data.length > 0 &&
       html`
         <div class="card flush">
           <table class="cards">
@@ -107,31 +117,36 @@ export function Compare({ ids }) {
   </div>`;
 }
 
+/** @param {T.Run} run */
 function label(run) {
   return `${run.name} ${run.id.slice(-6)}`;
 }
 
+/**
+ * @param {T.MetricColumns} metrics
+ * @param {string} key
+ */
 function end(metrics, key) {
-  return (metrics.series[key] || []).findLast((value) => value !== null);
+  return metrics.series[key]?.findLast((value) => value !== null);
 }
 
-/** All runs' values of one key over the union of their steps. */
+/**
+ * All runs' values of one key over the union of their steps.
+ * @param {Compared[]} runs
+ * @param {string} key
+ */
 function joined(runs, key) {
-  const having = runs
-    .map((one, index) => [one, index])
-    .filter(([one]) => (one.metrics.series[key] || []).some((v) => v !== null));
-  const steps = [...new Set(having.flatMap(([one]) => one.metrics.step))].sort((a, b) => a - b);
-  const place = new Map(steps.map((step, i) => [step, i]));
-  const lines = having.map(([one, index]) => {
-    const values = new Array(steps.length).fill(null);
-    one.metrics.step.forEach((step, i) => {
-      values[place.get(step)] = one.metrics.series[key][i];
-    });
-    return { label: label(one.run), values, colour: index, points: key.startsWith("eval/") };
+  const having = runs.filter((one) => end(one.metrics, key) !== undefined);
+  const steps = [...new Set(having.flatMap((one) => one.metrics.step))].sort((a, b) => a - b);
+  const lines = having.map((one) => {
+    const at = new Map(one.metrics.step.map((step, i) => [step, one.metrics.series[key][i]]));
+    const values = steps.map((step) => at.get(step) ?? null);
+    return { label: label(one.run), values, color: runs.indexOf(one), points: key.startsWith("eval/") };
   });
   return { steps, lines };
 }
 
+/** @param {{ runs: Compared[] }} props */
 function Differences({ runs }) {
   const trees = runs.map((one) => new Map(leaves(one.config || {})));
   const keys = [...new Set(trees.flatMap((tree) => [...tree.keys()]))].filter(

@@ -1,19 +1,34 @@
-/** Choosing a model: those that the server found, or a path, an address or a hub id. */
-import { request } from "../api.js";
+/** Choosing a model: one that the server found, or a path, a URL or a hub id. */
+import { getModels } from "../endpoints.js";
 import { isMistake, Wrong } from "../field.js";
 import { bytes, number, parameters } from "../format.js";
 import { useResource } from "../hooks.js";
 import { html, useState } from "../html.js";
 
+/** @import * as T from "../types.js" */
+
 const SHOWN = 8;
 
-const TEMPLATE = { true: "chat template", false: "no chat template" };
+/**
+ * `models` are those to choose from; `onPick` gets a path, or null if nothing is chosen.
+ * @typedef {object} PickerProps
+ * @property {string} name
+ * @property {string} title
+ * @property {string} help
+ * @property {T.FoundModel[]} models
+ * @property {string | undefined} value
+ * @property {(path: string | null) => void} onPick
+ * @property {T.Problem[]} wrong
+ * @property {boolean} [late]
+ * @property {string[]} roots where the server looks
+ * @property {boolean} [optional]
+ */
 
 export function useModels() {
-  return useResource((signal) => request("/models", { signal }), []);
+  return useResource(getModels, []);
 }
 
-/** `models` are those to choose from; `onPick` gets a path, or null where nothing is chosen. */
+/** @param {PickerProps} props */
 export function Picker({ name, title, help, models, value, onPick, wrong, late = true, roots, optional }) {
   const listed = models.some((model) => model.path === value);
   const [typed, setTyped] = useState(value && !listed ? value : "");
@@ -46,7 +61,7 @@ export function Picker({ name, title, help, models, value, onPick, wrong, late =
           }} />
           <span>
             <span class="name">None</span>
-            <span class="small muted">Reward functions alone judge, or a teacher does.</span>
+            <span class="small muted">Reward functions or a teacher only.</span>
           </span>
         </label>`
       }
@@ -58,17 +73,17 @@ export function Picker({ name, title, help, models, value, onPick, wrong, late =
     ${
       models.length === 0 &&
       html`<p class="muted">
-        None was found ${
+        ${
           roots.length
-            ? html`under ${roots.map((root) => html`<code>${root}</code> `)}`
-            : html`: the server was started without <code>--models DIR</code>`
+            ? html`No models found under ${roots.map((root) => html`<code>${root}</code> `)}`
+            : html`No models listed: the server was started without <code>--models DIR</code>.${" "}`
         }
-        . A path or a hub id can be given.
+        Enter a path or a hub id.
       </p>`
     }
     <div class="field">
-      <label for="${name}-path">Or a path, an address or a hub id</label>
-      <input id="${name}-path" type="text" autocomplete="off" spellcheck=${false} placeholder="organisation/model"
+      <label for="${name}-path">Or a path, a URL or a hub id</label>
+      <input id="${name}-path" type="text" autocomplete="off" spellcheck=${false} placeholder="organization/model"
         value=${typed} aria-invalid=${isMistake(wrong, late) && !listed ? "true" : undefined}
         aria-describedby=${wrong.length ? errorId : undefined} onInput=${(e) => {
           setTyped(e.target.value);
@@ -79,6 +94,7 @@ export function Picker({ name, title, help, models, value, onPick, wrong, late =
   </fieldset>`;
 }
 
+/** @param {{ name: string; model: T.FoundModel; checked: boolean; onPick: () => void }} props */
 function Choice({ name, model, checked, onPick }) {
   const facts = [
     parameters(model.parameters),
@@ -87,10 +103,10 @@ function Choice({ name, model, checked, onPick }) {
     model.bytes ? bytes(model.bytes) : null,
     model.vocabulary ? `vocabulary ${number(model.vocabulary)}` : null,
     model.context ? `context ${number(model.context)} tokens` : null,
-    TEMPLATE[model.chat_template],
-    model.chat_template === false && name !== "reward" ? "prompts go in as they are" : null,
+    model.chat_template ? "chat template" : "no chat template",
+    !model.chat_template && name !== "reward" ? "prompts are used as they are" : null,
     model.kind === "adapter" ? `on ${model.base}` : null,
-    model.run ? `made by run ${model.run}` : null,
+    model.run ? `from run ${model.run}` : null,
   ].filter(Boolean);
   return html`<label class="choice ${model.usable ? "" : "off"}">
     <input type="radio" name=${name} checked=${checked} disabled=${!model.usable} onChange=${onPick} />

@@ -1,39 +1,55 @@
 /** Step 2: the prompts. Upload, verdict, first rows, lengths, problems by line. */
-import { request } from "../api.js";
+import { ApiError } from "../api.js";
+import { deleteDataset, getDataset, getDatasets, getLengths } from "../endpoints.js";
 import { Wrong } from "../field.js";
 import { ago, bytes, count, number } from "../format.js";
 import { useResource } from "../hooks.js";
 import { html, useEffect, useRef, useState } from "../html.js";
 import { Button, Code, Dialog, Failure, Icon, Loading, Meter, Notice, Talk, Words } from "../ui.js";
-import { ACCEPTED, remove, startUpload, stopUpload, useUpload } from "../uploading.js";
+import { ACCEPTED, startUpload, stopUpload, useUpload } from "../uploading.js";
 import { Foot, stepOf } from "./new-steps.js";
 
-export const FORMATS = {
+/** @import * as T from "../types.js" */
+
+/**
+ * @typedef {object} DatasetProps
+ * @property {string} id
+ * @property {string | undefined} model
+ * @property {number} limit
+ * @property {boolean | undefined} strip
+ * @property {boolean | undefined} skip
+ * @property {(path: string, value: unknown) => void} change
+ * @property {() => void} onGone
+ */
+
+const FORMATS = /** @type {Record<string, string>} */ ({
   "rlhf-online": "RLHF Online",
   sft: "Prompts with responses (SFT)",
   preference: "Preference pairs",
-  kto: "Labelled answers (KTO)",
+  kto: "Labeled completions (KTO)",
   pretrain: "Plain text",
-  unknown: "Not recognised",
-};
-const ADVICE = {
-  sft: "The file holds responses. The model is to write its own: use the prompts only.",
+  unknown: "Unknown format",
+});
+const ADVICE = /** @type {Record<string, string>} */ ({
+  sft: "The file contains responses. Online training generates its own: use the prompts only.",
   preference:
     "Pairs of chosen and rejected responses are for DPO or for training a reward model; online RL does not use them.",
-  kto: "Answers with labels are for KTO, an offline method; online training needs prompts only.",
-  pretrain: "Text without a prompt cannot be answered. Each line needs a `prompt` or `messages`.",
-  unknown: "Make sure that every line has either `prompt` or `messages`, and that all lines are of one kind.",
-};
+  kto: "Labeled completions are for KTO, an offline method; online training needs prompts only.",
+  pretrain: "Plain text has no prompts. Each line needs a `prompt` or `messages`.",
+  unknown: "Every line needs either `prompt` or `messages`, the same field in all lines.",
+});
 const EXAMPLE = `{"prompt": "Write a haiku about coding."}
 {"messages": [{"role": "system", "content": "You are a coding expert."},
               {"role": "user", "content": "Explain recursion simply."}]}`;
 
+/** @param {T.StepProps} props */
 export function DataStep({ draft, setDraft, change, service, problems, late }) {
-  const sets = useResource((signal) => request("/datasets", { query: { limit: 20 }, signal }), []);
+  const sets = useResource(getDatasets, []);
   const { work, error } = useUpload();
   useEffect(() => {
     if (!work) sets.reload();
   }, [work === null]);
+  /** @param {T.DatasetAnswer} dataset */
   const pick = (dataset) => {
     setDraft((old) => ({ ...old, dataset: dataset.id }));
     change("data.prompts", dataset.path);
@@ -61,11 +77,11 @@ export function DataStep({ draft, setDraft, change, service, problems, late }) {
       draft.dataset &&
       chosen &&
       wrong.length > 0 &&
-      html`<${Notice} kind="bad" title="A run would refuse it">
+      html`<${Notice} kind="bad" title="Training will reject this file">
         <ul>${wrong.slice(0, 10).map((p) => html`<li><${Words} text=${p.message} /></li>`)}</ul>
       <//>`
     }
-    ${sets.data?.datasets.length > 0 && html`<${Earlier} sets=${sets.data} chosen=${draft.dataset} pick=${pick} />`}
+    ${sets.data?.datasets.length ? html`<${Earlier} sets=${sets.data} chosen=${draft.dataset} pick=${pick} />` : ""}
     <${Elsewhere} chosen=${draft.dataset ? "" : chosen} problems=${wrong} onPick=${(path) => {
       setDraft((old) => ({ ...old, dataset: null }));
       change("data.prompts", path || undefined);
@@ -74,13 +90,16 @@ export function DataStep({ draft, setDraft, change, service, problems, late }) {
   </div>`;
 }
 
+/** @param {{ onFile: (file: File) => void; work: T.Upload | null; limit: number }} props */
 function Drop({ onFile, work, limit }) {
   const [over, setOver] = useState(false);
-  const input = useRef(null);
+  const input = useRef(/** @type {HTMLInputElement | null} */ (null));
+  /** @param {DragEvent} event */
   const drop = (event) => {
     event.preventDefault();
     setOver(false);
-    if (!work && event.dataTransfer.files[0]) onFile(event.dataTransfer.files[0]);
+    const file = event.dataTransfer?.files[0];
+    if (!work && file) onFile(file);
   };
   return html`<section class="drop ${over ? "over" : ""}" aria-label="Upload prompts" onDragOver=${(e) => {
     e.preventDefault();
@@ -97,21 +116,21 @@ function Drop({ onFile, work, limit }) {
               work.share < 1
                 ? `${Math.round(work.share * 100)} %`
                 : work.stopping
-                  ? "It is removed as soon as it is read."
+                  ? "It is deleted as soon as it has been read."
                   : "Every line is checked."
             }
           </span>
           <${Button} slim disabled=${work.stopping} onClick=${stopUpload}>Stop<//>
         </div>`
         : html`
-          <h2>Drop a file of prompts here</h2>
+          <h2>Drop a prompt file here</h2>
           <p class="muted">
-            .jsonl, .jsonl.gz or .parquet, up to ${bytes(limit)}. Without answers: the model writes them.
+            .jsonl, .jsonl.gz or .parquet, up to ${bytes(limit)}. Prompts only: the model generates completions.
           </p>
-          <${Button} kind="primary" onClick=${() => input.current.click()}>Choose a file<//>
+          <${Button} kind="primary" onClick=${() => input.current?.click()}>Choose a file<//>
         `
     }
-    <input ref=${input} class="hidden-text" type="file" tabindex="-1" aria-label="File of prompts" accept=${ACCEPTED}
+    <input ref=${input} class="hidden-text" type="file" tabindex="-1" aria-label="Prompt file" accept=${ACCEPTED}
       onChange=${(e) => {
         const file = e.target.files[0];
         e.target.value = "";
@@ -120,16 +139,17 @@ function Drop({ onFile, work, limit }) {
   </section>`;
 }
 
+/** @param {T.Upload} work */
 function doing(work) {
   return work.stopping ? "Stopping" : work.share < 1 ? "Uploading" : "Reading";
 }
 
+/** @param {DatasetProps} props */
 function Dataset({ id, model, limit, strip, skip, change, onGone }) {
-  const at = `/datasets/${encodeURIComponent(id)}`;
-  const { data, error, reload } = useResource((signal) => request(at, { query: { rows: 5 }, signal }), [id]);
+  const { data, error, reload } = useResource((signal) => getDataset(id, signal), [id]);
   if (error?.status === 404)
     return html`<${Notice} kind="warn">
-      This upload is no longer on the server. <a href="#/new/data" onClick=${onGone}>Choose another</a>
+      This upload no longer exists on the server. <a href="#/new/data" onClick=${onGone}>Choose another</a>
     <//>`;
   if (error) return html`<${Failure} error=${error} again=${reload} />`;
   if (!data) return html`<${Loading} lines=${3} />`;
@@ -146,7 +166,7 @@ function Dataset({ id, model, limit, strip, skip, change, onGone }) {
           <h2>${name}, ${count(data.records, "prompt")}, ${usable ? "ready" : "not ready"}</h2>
           <p class="muted">
             ${data.name} · ${bytes(data.bytes)}
-            ${data.duplicates ? ` · ${count(data.duplicates, "repeated prompt")}` : ""}
+            ${data.duplicates ? ` · ${count(data.duplicates, "duplicate prompt")}` : ""}
           </p>
         </div>
       </div>
@@ -177,10 +197,10 @@ function Dataset({ id, model, limit, strip, skip, change, onGone }) {
       html`<${Notice} kind="warn" title="What to do">
         ${
           bad.whole
-            ? "Mend the file and upload it again."
+            ? "Fix the file and upload it again."
             : html`
-              Mend the file and upload it again, or train without ${badWords(bad, "")}.
-              <p><${Button} slim onClick=${() => change("data.skip_invalid", true)}>Leave bad lines out<//></p>
+              Fix the file and upload it again, or train without ${badWords(bad, "")}.
+              <p><${Button} slim onClick=${() => change("data.skip_invalid", true)}>Skip invalid lines<//></p>
             `
         }
       <//>`
@@ -196,7 +216,8 @@ function Dataset({ id, model, limit, strip, skip, change, onGone }) {
     }
     ${data.problems_total > 0 && html`<${Problems} data=${data} />`}
     ${
-      data.rows?.length > 0 &&
+      data.rows &&
+      data.rows.length > 0 &&
       html`<div class="stack tight">
         <h3>First rows</h3>
         <div class="stack">
@@ -208,11 +229,14 @@ function Dataset({ id, model, limit, strip, skip, change, onGone }) {
         </div>
       </div>`
     }
-    ${usable && model && html`<${Lengths} at=${at} model=${model} limit=${limit} />`}
+    ${usable && model && html`<${Lengths} id=${id} model=${model} limit=${limit} />`}
   </section>`;
 }
 
-/** How many lines training would reject (`more`: at least), and whether the file itself has a fault. */
+/**
+ * How many lines training would reject (`more`: at least), and whether the file itself has a fault.
+ * @param {T.DatasetReport} data
+ */
 function badLines(data) {
   const errors = data.problems.filter((p) => p.severity === "error");
   const lines = new Set(errors.map((p) => p.line).filter((line) => line !== null && line !== undefined)).size;
@@ -223,42 +247,45 @@ function badLines(data) {
   };
 }
 
+/** @param {{ lines: number; more: boolean }} bad */
 function badWords({ lines, more }, verb = lines === 1 ? " is" : " are") {
-  return `${more ? "at least " : ""}${count(lines, "bad line")}${verb}`;
+  return `${more ? "at least " : ""}${count(lines, "invalid line")}${verb}`;
 }
 
+/** @param {{ dataset: T.DatasetAnswer; onGone: () => void }} props */
 function Removal({ dataset, onGone }) {
   const [asking, setAsking] = useState(false);
-  const [error, setError] = useState(null);
+  const [error, setError] = useState(/** @type {ApiError | null} */ (null));
   const close = () => {
     setAsking(false);
     setError(null);
   };
   const go = async () => {
     try {
-      await remove(dataset.id);
+      await deleteDataset(dataset.id);
       onGone();
     } catch (problem) {
-      setError(problem);
+      setError(ApiError.of(problem));
     }
   };
   return html`
-    <${Button} slim kind="quiet" onClick=${() => setAsking(true)}>Remove<//>
+    <${Button} slim kind="quiet" onClick=${() => setAsking(true)}>Delete<//>
     ${
       asking &&
-      html`<${Dialog} title="Remove ${dataset.name}?" onClose=${close}>
+      html`<${Dialog} title="Delete ${dataset.name}?" onClose=${close}>
         <p>
-          The upload is deleted from the server. A run that has read it can then neither be resumed nor cloned with it.
+          The upload is deleted from the server. Runs that use it can then be neither resumed nor cloned with it.
         </p>
         ${error && html`<${Failure} error=${error} />`}
         <div class="actions">
-          <${Button} onClick=${close}>Keep it<//><${Button} kind="danger" onClick=${go}>Remove<//>
+          <${Button} onClick=${close}>Cancel<//><${Button} kind="danger" onClick=${go}>Delete<//>
         </div>
       <//>`
     }
   `;
 }
 
+/** @param {{ data: T.DatasetReport }} props */
 function Problems({ data }) {
   return html`<details open=${!data.ready}>
     <summary>${count(data.problems_total, "problem")} by line</summary>
@@ -295,17 +322,18 @@ function Problems({ data }) {
   </details>`;
 }
 
-function Lengths({ at, model, limit }) {
+/** @param {{ id: string; model: string; limit: number }} props */
+function Lengths({ id, model, limit }) {
   const { data, error } = useResource(
-    (signal) => request(`${at}/lengths`, { query: { model, max_prompt_tokens: limit }, signal }),
-    [at, model, limit],
+    (signal) => getLengths(id, { model, max_prompt_tokens: limit }, signal),
+    [id, model, limit],
   );
-  if (error) return html`<p class="small muted">The prompts' lengths are not known: ${error.message}</p>`;
+  if (error) return html`<p class="small muted">The prompt lengths could not be computed: ${error.message}</p>`;
   if (!data) return html`<${Loading} lines=${2} height=${20} />`;
   const most = Math.max(1, ...data.histogram.map((bin) => bin.prompts));
   const bins = data.histogram.slice(0, data.histogram.findLastIndex((bin) => bin.prompts > 0) + 1);
   return html`<div class="stack tight">
-    <h3>Lengths in tokens</h3>
+    <h3>Prompt lengths in tokens</h3>
     <div class="histogram" role="img"
       aria-label="Prompt lengths: longest ${data.longest} tokens, ${data.over_limit} over the limit of ${data.limit}">
       ${bins.map(
@@ -327,10 +355,11 @@ function Lengths({ at, model, limit }) {
   </div>`;
 }
 
+/** @param {{ sets: T.DatasetList; chosen: string | null; pick: (dataset: T.DatasetAnswer) => void }} props */
 function Earlier({ sets, chosen, pick }) {
   return html`<fieldset class="card stack">
-    <legend class="hidden-text">Uploaded before</legend>
-    <h2>Uploaded before</h2>
+    <legend class="hidden-text">Recent uploads</legend>
+    <h2>Recent uploads</h2>
     <div class="choices">
       ${sets.datasets.map(
         (one) => html`<label class="choice">
@@ -345,22 +374,23 @@ function Earlier({ sets, chosen, pick }) {
         </label>`,
       )}
     </div>
-    ${sets.next && html`<p class="small muted">The newest ${sets.datasets.length} of ${number(sets.total)}.</p>`}
+    ${sets.next && html`<p class="small muted">Newest ${sets.datasets.length} of ${number(sets.total)}.</p>`}
   </fieldset>`;
 }
 
+/** @param {{ chosen: unknown; onPick: (path: string) => void; problems: T.Problem[] }} props */
 function Elsewhere({ chosen, onPick, problems }) {
   const [text, setText] = useState(typeof chosen === "string" ? chosen : "");
   return html`<details open=${Boolean(chosen)}>
-    <summary>A file that is on the server already</summary>
+    <summary>Use a file on the server</summary>
     <div class="field">
-      <label for="data-path">Its path</label>
+      <label for="data-path">Path</label>
       <input id="data-path" type="text" autocomplete="off" spellcheck=${false} value=${text} onInput=${(e) => {
         setText(e.target.value);
         onPick(e.target.value.trim());
       }} aria-invalid=${text && problems.length ? "true" : undefined} aria-describedby="data-path-hint" />
       <span id="data-path-hint" class="hint">
-        It must lie in a folder that the server allows (<code>rlhf serve --data DIR</code>).
+        It must be in a folder that the server allows (<code>rlhf serve --data DIR</code>).
       </span>
       ${text && html`<${Wrong} problems=${problems} id="data-path-error" />`}
     </div>

@@ -1,21 +1,28 @@
-/** Step 1: the model that is trained, and what judges its answers. */
+/** Step 1: the model to train, and its rewards. */
 import { problemsAt, Wrong } from "../field.js";
 import { html } from "../html.js";
 import { Failure, Loading, Notice } from "../ui.js";
 import { Picker, useModels } from "./model-picker.js";
 import { Foot } from "./new-steps.js";
 
+/** @import * as T from "../types.js" */
+/** @typedef {{ rewards: T.Tree[]; problems: T.Problem[]; onChange: (next: T.Tree[]) => void }} RewardsProps */
+
+const USES = { off: "off", watched: "monitor only", trained: "train on" };
+
+/** @param {T.StepProps} props */
 export function ModelStep({ draft, change, problems, late, service }) {
   const models = useModels();
   const found = models.data?.models || [];
-  const rewards = draft.tree.rewards || [];
+  const rewards = /** @type {T.Tree[]} */ (draft.tree.rewards || []);
   const judge = rewards.find((reward) => reward.type === "model");
   const wrongJudge = judge ? problemsAt(problems, `rewards.${rewards.indexOf(judge)}`) : [];
+  /** @param {string | null} path */
   const setJudge = (path) => {
     const next =
       path && !judge
         ? [{ type: "model", model: path }, ...rewards]
-        : replaced(rewards, judge, path && { ...judge, model: path });
+        : replaced(rewards, judge, path ? { ...judge, model: path } : null);
     change("rewards", next.length ? next : undefined);
   };
   return html`<div class="stack wide">
@@ -30,17 +37,13 @@ export function ModelStep({ draft, change, problems, late, service }) {
           onPick=${(path) => change("policy.model", path || undefined)}
           wrong=${problemsAt(problems, "policy.model")} late=${late} roots=${models.data.roots} />
         <${Picker} name="reward" title="The reward model"
-          help="It scores every answer; train it on preferences of your own. A sequence classifier with one label."
+          help="It scores every completion. A sequence classifier with one label, trained on your preferences."
           models=${found.filter((m) => m.role === "reward")} value=${judge?.model} onPick=${setJudge}
-          optional
-          wrong=${[...problems.filter((p) => p.path === "rewards"), ...wrongJudge]}
+          optional wrong=${[...problems.filter((p) => p.path === "rewards"), ...wrongJudge]}
           late=${late} roots=${models.data.roots} />
         <${OtherJudges} service=${service} rewards=${rewards} problems=${problems}
           onChange=${(next) => change("rewards", next.length ? next : undefined)} />
-        ${
-          models.data.truncated &&
-          html`<${Notice}>There are more models than are listed; give the path of one that is missing.<//>`
-        }
+        ${models.data.truncated && html`<${Notice}>Not all models are listed; enter the path of a missing one.<//>`}
         ${models.data.problems?.map((problem) => html`<${Notice} key=${problem}>${problem}<//>`)}
       `
     }
@@ -48,32 +51,39 @@ export function ModelStep({ draft, change, problems, late, service }) {
   </div>`;
 }
 
-/** The list with another one in its place, or without it. */
+/**
+ * The list with `made` in place of `old`, or without it.
+ * @param {T.Tree[]} rewards
+ * @param {T.Tree | undefined} old
+ * @param {T.Tree | null} made
+ */
 function replaced(rewards, old, made) {
   return rewards.flatMap((reward) => (reward !== old ? [reward] : made ? [made] : []));
 }
 
+/** @param {RewardsProps & { service: T.ServiceInfo }} props */
 function OtherJudges({ service, rewards, problems, onChange }) {
   const allowed = service.reward_functions || [];
-  const kept = rewards.filter(
-    (reward) => reward.type === "function" && !allowed.some((one) => one.path === reward.path),
-  ); // of a clone
+  const listed = allowed.map((one) => one.path);
+  const kept = rewards.filter(({ type, path }) => type === "function" && !listed.includes(path)); // of a clone
   const offered = [...allowed, ...kept.map(({ path }) => ({ path, name: path.split(":").pop(), doc: path }))];
+  /** @param {string} path */
   const of = (path) => rewards.find((reward) => reward.path === path);
-  const role = (path) => (!of(path) ? "off" : of(path).weight === 0 ? "watched" : "trained");
+  /** @param {string} path */
+  const role = (path) => (!of(path) ? "off" : of(path)?.weight === 0 ? "watched" : "trained");
+  /** @type {(path: string, next: string) => void} */
   const set = (path, next) => {
-    const { weight: _, ...made } = { type: "function", ...of(path), path };
-    if (next === "watched") made.weight = 0;
+    const { weight: _, ...rest } = /** @type {T.Tree} */ ({ type: "function", ...of(path), path });
+    const made = next === "watched" ? { ...rest, weight: 0 } : rest;
     if (next === "off") onChange(replaced(rewards, of(path), null));
     else onChange(of(path) ? replaced(rewards, of(path), made) : [...rewards, made]);
   };
   return html`<fieldset class="card stack">
-    <legend class="hidden-text">Further rewards</legend>
+    <legend class="hidden-text">More rewards</legend>
     <div>
-      <h2>Further rewards</h2>
+      <h2>More rewards</h2>
       <p class="muted">
-        Beside the reward model, or instead of it. Watching one that is not trained on shows whether the
-        reward is being exploited.
+        In addition to the reward model, or instead of it. A reward that is only monitored shows reward hacking.
       </p>
     </div>
     ${
@@ -83,10 +93,8 @@ function OtherJudges({ service, rewards, problems, onChange }) {
           (one) => html`<div class="row between">
             <div class="grow"><span class="mono">${one.name}</span><div class="small muted">${one.doc}</div></div>
             <select class="inline" aria-label="Use of ${one.name}" onChange=${(e) => set(one.path, e.target.value)}>
-              ${["off", "watched", "trained"].map(
-                (option) => html`<option value=${option} selected=${role(one.path) === option}>
-                  ${{ off: "not used", watched: "watched", trained: "trained on" }[option]}
-                </option>`,
+              ${Object.entries(USES).map(
+                ([use, words]) => html`<option value=${use} selected=${role(one.path) === use}>${words}</option>`,
               )}
             </select>
           </div>`,
@@ -96,31 +104,34 @@ function OtherJudges({ service, rewards, problems, onChange }) {
     ${
       offered.length === 0 &&
       html`<p class="small muted">
-        Functions in Python are offered here when the server allows their files (
-        <code>rlhf serve --reward-files DIR</code>).
+        Python functions are listed here if the server allows their files:${" "}
+        <code>rlhf serve --reward-files DIR</code>.
       </p>`
     }
     <${HttpJudge} rewards=${rewards} problems=${problems} onChange=${onChange} />
   </fieldset>`;
 }
 
+/** @param {RewardsProps} props */
 function HttpJudge({ rewards, problems, onChange }) {
   const index = rewards.findIndex((reward) => reward.type === "http");
   const given = rewards[index];
   const wrong = given ? problemsAt(problems, `rewards.${index}`) : [];
+  /** @param {string} url */
   const set = (url) => {
-    onChange(url && !given ? [...rewards, { type: "http", url }] : replaced(rewards, given, url && { ...given, url }));
+    const made = url ? { ...given, type: "http", url } : null;
+    onChange(made && !given ? [...rewards, made] : replaced(rewards, given, made));
   };
   return html`<details open=${Boolean(given)}>
-    <summary>A server that scores over HTTP</summary>
+    <summary>HTTP reward server</summary>
     <div class="field">
-      <label for="judge-url">Its address</label>
+      <label for="judge-url">URL</label>
       <input id="judge-url" type="text" inputmode="url" autocomplete="off" spellcheck=${false}
         placeholder="http://judge:8000/score" value=${given?.url || ""}
         onInput=${(e) => set(e.target.value.trim())} aria-invalid=${wrong.length ? "true" : undefined}
         aria-describedby="judge-url-hint${wrong.length ? " judge-url-error" : ""}" />
       <span id="judge-url-hint" class="hint">
-        POST with prompts, completions and columns; the answer holds a number for each.
+        Receives a POST with prompts, completions and columns; responds with one number per completion.
       </span>
       <${Wrong} problems=${wrong} id="judge-url-error" />
     </div>

@@ -1,43 +1,47 @@
-/** Step 4: the plan in words, what it needs, what is wrong; the same as YAML and as a command; start. */
-import { newKey, request } from "../api.js";
+/** Step 4: the plan, its resources, what is wrong with it, its YAML and command; start. */
+import { ApiError, newKey } from "../api.js";
 import { emptyDraft } from "../draft.js";
+import { start as startRun } from "../endpoints.js";
 import { bytes, count } from "../format.js";
 import { html, useState } from "../html.js";
 import { Button, Code, Failure, Loading, Notice, Words } from "../ui.js";
 import { Foot, stepOf } from "./new-steps.js";
 import { Changes } from "./run-clone.js";
 
-const STEP_TITLES = { model: "Model", data: "Dataset", settings: "Settings" };
+/** @import * as T from "../types.js" */
 
+const STEP_TITLES = /** @type {Record<string, string>} */ ({ model: "Model", data: "Dataset", settings: "Settings" });
+
+/** @param {T.StepProps} props */
 export function ReviewStep({ draft, setDraft, change, plan, ask, current, problems, warnings, right }) {
   const [busy, setBusy] = useState(false);
-  const [error, setError] = useState(null);
+  const [error, setError] = useState(/** @type {ApiError | null} */ (null));
   const data = plan.data;
   const start = async () => {
     setBusy(true);
     setError(null);
     try {
-      const { run } = await request(ask.start, {
-        method: "POST",
-        body: ask.body,
-        extra: { "Idempotency-Key": draft.key },
-      });
+      const { run } = await startRun(ask.start, ask.body, draft.key);
       setDraft(emptyDraft());
       location.hash = `#/runs/${encodeURIComponent(run.id)}`;
-    } catch (problem) {
+    } catch (caught) {
+      const problem = ApiError.of(caught);
       if (problem.code === "conflict") setDraft((old) => ({ ...old, key: newKey() }));
       setError(problem);
       setBusy(false);
     }
   };
   const ready = data && problems.length === 0 && current;
+  const toFix = ["model", "data", "settings"].filter((name) => !right(name)).map((name) => STEP_TITLES[name]);
+  const rewards = /** @type {T.Tree[]} */ (draft.tree.rewards || []);
+  const rewardNames = rewards.map((r) => (r.model || r.path || r.url || "") + (r.weight === 0 ? " (monitored)" : ""));
   return html`<div class="stack wide">
     <section class="card stack">
       <div class="field">
-        <label for="run-name">What is the run called?</label>
+        <label for="run-name">Run name</label>
         <input id="run-name" type="text" placeholder=${draft.clone?.name || "run"} maxlength="64"
           value=${draft.tree.name || ""} onInput=${(e) => change("name", e.target.value || undefined)} />
-        <span class="hint">Its id begins with the date and this name.</span>
+        <span class="hint">The run id starts with the date and contains this name.</span>
       </div>
     </section>
     ${plan.error && html`<${Failure} error=${plan.error} again=${plan.reload} />`}
@@ -45,32 +49,27 @@ export function ReviewStep({ draft, setDraft, change, plan, ask, current, proble
     ${data && problems.length > 0 && html`<${Problems} problems=${problems} />`}
     ${
       warnings.length > 0 &&
-      html`<${Notice} title="Unusual, but it can start">
+      html`<${Notice} title="Worth a look">
         <ul class="words">
           ${warnings.map((one) => html`<li><${Where} path=${one.path} /> <${Words} text=${one.message} /></li>`)}
         </ul>
       <//>`
     }
     ${
-      data?.changes?.length > 0 &&
-      html`<section class="card stack"><h2>What changes</h2><${Changes} changes=${data.changes} /></section>`
+      data?.changes &&
+      data.changes.length > 0 &&
+      html`<section class="card stack"><h2>Changes</h2><${Changes} changes=${data.changes} /></section>`
     }
     ${
       data &&
       data.arithmetic.length > 0 &&
       html`<section class="card stack">
-        <h2>What will happen</h2>
+        <h2>Plan</h2>
         <dl class="facts">
           <dt>Model</dt>
           <dd>${draft.tree.policy?.model || "–"}</dd>
-          <dt>Judged by</dt>
-          <dd>
-            ${
-              (draft.tree.rewards || [])
-                .map((r) => (r.model || r.path || r.url || "") + (r.weight === 0 ? " (watched)" : ""))
-                .join(", ") || "–"
-            }
-          </dd>
+          <dt>Rewards</dt>
+          <dd>${rewardNames.join(", ") || "–"}</dd>
         </dl>
         <ul class="words">${data.arithmetic.map((line) => html`<li>${line}</li>`)}</ul>
       </section>`
@@ -79,16 +78,17 @@ export function ReviewStep({ draft, setDraft, change, plan, ask, current, proble
       data &&
       data.roles.length > 0 &&
       html`<section class="card stack">
-        <h2>What it takes</h2><${Roles} roles=${data.roles} memory=${data.memory} gpus=${data.gpus} />
+        <h2>Resources</h2>
+        <${Roles} roles=${data.roles} memory=${data.memory} gpus=${data.gpus} />
       </section>`
     }
     ${
       data?.yaml &&
       html`<section class="card stack">
-        <h2>The same without this page</h2>
+        <h2>Run it from the command line</h2>
         <p class="muted">
-          Save this as <code>config.yaml</code>; what is not in it has its default.
-          ${data.yaml.includes("***") ? " Passwords are shown as ***: write them in." : ""}
+          Save this as <code>config.yaml</code>; settings that are not in it have their defaults.
+          ${data.yaml.includes("***") ? " Secrets are shown as ***: fill them in." : ""}
         </p>
         <${Code} text=${data.yaml} label="config.yaml" />
         <${Code} text=${data.command} label="command that trains" wrap />
@@ -108,19 +108,16 @@ export function ReviewStep({ draft, setDraft, change, plan, ask, current, proble
       !ready &&
       current &&
       html`<p class="small muted" role="status">
-        It can start when these steps are right: ${
-          ["model", "data", "settings"]
-            .filter((name) => !right(name))
-            .map((name) => STEP_TITLES[name].toLowerCase())
-            .join(", ") || "all"
-        }
-        .
+        ${toFix.length ? `Fix ${toFix.join(" and ")} to start.` : "Fix the problems above to start."}
       </p>`
     }
   </div>`;
 }
 
-/** The step on which a setting is, and its path. */
+/**
+ * The step of a setting, and its path.
+ * @param {{ path: string; bare?: boolean }} props
+ */
 function Where({ path, bare }) {
   return html`
     <a href="#/new/${stepOf(path)}">${STEP_TITLES[stepOf(path)]}</a>:
@@ -128,8 +125,9 @@ function Where({ path, bare }) {
   `;
 }
 
+/** @param {{ problems: T.Problem[] }} props */
 function Problems({ problems }) {
-  return html`<${Notice} kind="bad" title="${count(problems.length, "problem")} to mend first" alert>
+  return html`<${Notice} kind="bad" title="${count(problems.length, "problem")} to fix" alert>
     <ul class="words">
       ${problems.map(
         (p) => html`<li><${Where} path=${p.path} bare=${p.missing} /> <${Words} text=${p.message} /></li>`,
@@ -138,13 +136,23 @@ function Problems({ problems }) {
   <//>`;
 }
 
+/** @param {{ roles: T.Role[]; memory: T.RoleMemory[]; gpus: boolean | null }} props */
 function Roles({ roles, memory, gpus }) {
+  /** @param {Record<string, number>} parts */
   const sum = (parts) => Object.values(parts || {}).reduce((a, b) => a + b, 0);
+  /** @param {Record<string, number>} parts */
   const words = (parts) =>
     Object.entries(parts)
       .map(([name, size]) => `${name.replaceAll("_", " ")} ${bytes(size)}`)
       .join(", ");
-  const device = gpus ? "GPU" : "CPU";
+  /** @type {(role: string, where: string, parts: Record<string, number>) => object | string} */
+  const part = (role, where, parts) =>
+    sum(parts)
+      ? html`<div>
+          <dt><strong>${role}</strong>, ${where}: ${bytes(sum(parts))}</dt>
+          <dd class="small muted">${words(parts)}</dd>
+        </div>`
+      : "";
   return html`
     <div class="scroll">
       <table class="cards">
@@ -152,8 +160,8 @@ function Roles({ roles, memory, gpus }) {
           <tr>
             <th scope="col">role</th>
             <th scope="col" class="number">count</th>
-            <th scope="col" class="number">GPUs of each</th>
-            <th scope="col" class="number">CPUs of each</th>
+            <th scope="col" class="number">GPUs each</th>
+            <th scope="col" class="number">CPUs each</th>
           </tr>
         </thead>
         <tbody>
@@ -161,8 +169,8 @@ function Roles({ roles, memory, gpus }) {
             (role) => html`<tr>
               <td data-label="role">${role.name}</td>
               <td class="number" data-label="count">${role.count}</td>
-              <td class="number" data-label="GPUs of each">${role.gpus}</td>
-              <td class="number" data-label="CPUs of each">${role.cpus}</td>
+              <td class="number" data-label="GPUs each">${role.gpus}</td>
+              <td class="number" data-label="CPUs each">${role.cpus}</td>
             </tr>`,
           )}
         </tbody>
@@ -171,21 +179,12 @@ function Roles({ roles, memory, gpus }) {
     ${
       memory.length > 0 &&
       html`
-        <h3>Memory of one, estimated</h3>
+        <h3>Estimated memory per process</h3>
         <dl class="stack tight">
-          ${memory.flatMap((one) =>
-            [
-              [`${device}`, one.device],
-              ["host", one.host],
-            ]
-              .filter(([, parts]) => sum(parts))
-              .map(
-                ([where, parts]) => html`<div>
-                  <dt><strong>${one.role}</strong> on the ${where}: ${bytes(sum(parts))}</dt>
-                  <dd class="small muted">${words(parts)}</dd>
-                </div>`,
-              ),
-          )}
+          ${memory.map(({ role, device, host }) => [
+            part(role, gpus ? "GPU" : "CPU", device),
+            part(role, "host", host),
+          ])}
         </dl>
       `
     }

@@ -1,4 +1,4 @@
-/** Step 3: how to train. What matters first; the rest, from the schema, folded. */
+/** Step 3: how to train. The main settings first; the rest, from the schema, folded. */
 import { Field, problemsAt, problemsOf, Wrong } from "../field.js";
 import { count } from "../format.js";
 import { html } from "../html.js";
@@ -8,16 +8,42 @@ import { Failure, Loading, Notice } from "../ui.js";
 import { Picker, useModels } from "./model-picker.js";
 import { Foot, stepOf } from "./new-steps.js";
 
+/** @import * as T from "../types.js" */
+
+/** @typedef {Record<string, [string, string]>} Known title and help by value */
+/**
+ * @typedef {object} OptionsProps
+ * @property {string} title
+ * @property {string} name
+ * @property {Known} known
+ * @property {string[]} available
+ * @property {string} value
+ * @property {(value: string) => void} onPick
+ * @property {T.Problem[]} problems
+ */
+/**
+ * @typedef {object} FoldedProps
+ * @property {string} title
+ * @property {T.FormField[]} fields
+ * @property {(field: T.FormField) => object} show
+ * @property {T.Problem[]} problems
+ * @property {T.Detail[]} warnings
+ * @property {T.Tree} tree
+ * @property {T.Tree} before the config of the run that is cloned
+ */
+
+/** @type {Known} */
 const ALGORITHMS = {
-  grpo: ["GRPO", "Answers of one prompt are compared with each other. Stable; needs no critic."],
-  ppo: ["PPO", "A critic learns what each token is worth. The general method; needs more memory."],
-  gkd: ["GKD", "The model learns from a teacher on its own answers."],
+  grpo: ["GRPO", "Compares the completions of a prompt with each other. Stable; needs no critic."],
+  ppo: ["PPO", "Trains a critic that estimates the value of each token. General; needs more memory."],
+  gkd: ["GKD", "Distills a teacher on the model's own completions."],
 };
+/** @type {Known} */
 const TRAIN_TYPES = {
-  full: ["Full", "All weights. The most memory."],
-  lora: ["LoRA", "Small matrices beside frozen weights."],
-  qlora: ["QLoRA", "LoRA over 4-bit weights. The least memory."],
-  adalora: ["AdaLoRA", "LoRA whose rank goes where it is needed."],
+  full: ["Full", "All weights. Most memory."],
+  lora: ["LoRA", "Low-rank adapters on frozen weights."],
+  qlora: ["QLoRA", "LoRA on 4-bit weights. Least memory."],
+  adalora: ["AdaLoRA", "LoRA with an adaptive rank per layer."],
 };
 const FIRST = [
   "algorithm.kl.coef",
@@ -34,7 +60,7 @@ const FIRST = [
 const TEACHER = "algorithm.teacher.model";
 /** What is set on other steps, or above. */
 const ELSEWHERE = [TEACHER, "policy.model", "policy.train_type", "data.prompts", "name", "root"];
-const TITLES = {
+const TITLES = /** @type {Record<string, string>} */ ({
   policy: "Model",
   data: "Prompts",
   algorithm: "Algorithm",
@@ -46,12 +72,14 @@ const TITLES = {
   checkpoint: "Checkpoints",
   eval: "Evaluation",
   logging: "Logging",
-  timeouts: "Deadlines",
-};
+  timeouts: "Timeouts",
+});
 
+/** @param {T.StepProps} props */
 export function SettingsStep({ draft, setDraft, change, problems, warnings, late, plan, schema }) {
-  const tree = draft.tree,
-    before = draft.clone?.config || {};
+  const tree = draft.tree;
+  const before = draft.clone?.config || {};
+  const rewards = /** @type {T.Tree[]} */ (tree.rewards || []);
   const algorithm = tree.algorithm?.type || "grpo";
   const trainType = tree.policy?.train_type || "full";
   const algorithms = Object.keys(kinds(schema, schema.properties.algorithm) || {});
@@ -59,18 +87,19 @@ export function SettingsStep({ draft, setDraft, change, problems, warnings, late
   const every = names.filter((name) => name !== "rewards").flatMap((name) => fields(schema, name, tree));
   const all = every.filter((f) => !ELSEWHERE.includes(f.path));
   const teacher = every.find((f) => f.path === TEACHER);
-  const first = FIRST.map((path) => all.find((f) => f.path === path))
-    .filter(Boolean)
-    .filter((f) => !f.path.startsWith("policy.lora") || trainType !== "full");
+  const main = FIRST.filter((path) => !path.startsWith("policy.lora") || trainType !== "full");
+  const first = main.flatMap((path) => all.find((f) => f.path === path) ?? []);
   const needed = all.filter((f) => f.required && !first.includes(f));
   const top = [...needed, ...first];
   const rest = all.filter((f) => !top.includes(f));
   const own = problems.filter((p) => stepOf(p.path) === "settings");
+  /** @param {string} type */
   const setAlgorithm = (type) =>
     setDraft((old) => ({
       ...old,
       tree: { ...old.tree, algorithm: { type, ...shared(schema, type, old.tree.algorithm) } },
     }));
+  /** @param {T.FormField} f */
   const show = (f) =>
     html`<${Field} key=${f.path} field=${f} tree=${tree} problems=${own} warnings=${warnings} onChange=${change}
       big=${top.includes(f)} />`;
@@ -88,9 +117,9 @@ export function SettingsStep({ draft, setDraft, change, problems, warnings, late
           <label class="choice">
             <input type="radio" name="method" checked readonly />
             <span>
-              <span class="name">RLHF, online</span>
+              <span class="name">Online RLHF</span>
               <span class="small muted">
-                Selected automatically: prompts without answers, which the model writes while it trains.
+                Selected automatically: the model generates completions while it trains, so prompts are enough.
               </span>
             </span>
           </label>
@@ -98,7 +127,7 @@ export function SettingsStep({ draft, setDraft, change, problems, warnings, late
       </div>
       <${Options} title="Algorithm" name="algorithm" known=${ALGORITHMS} available=${algorithms} value=${algorithm}
         onPick=${setAlgorithm} problems=${problemsAt(own, "algorithm.type")} />
-      <${Options} title="What is trained" name="train-type" known=${TRAIN_TYPES}
+      <${Options} title="Trained weights" name="train-type" known=${TRAIN_TYPES}
         available=${options(schema, "policy.train_type")} value=${trainType}
         onPick=${(value) => change("policy.train_type", value === "full" ? undefined : value)}
         problems=${problemsAt(own, "policy.train_type")} />
@@ -109,10 +138,11 @@ export function SettingsStep({ draft, setDraft, change, problems, warnings, late
         onPick=${(path) => change(TEACHER, path || undefined)} />`
     }
     <section class="card stack wide">
-      <h2>What matters most</h2>
+      <h2>Main settings</h2>
       <div class="settings">${top.map(show)}</div>
       ${
-        plan.data?.arithmetic?.length > 0 &&
+        plan.data &&
+        plan.data.arithmetic.length > 0 &&
         html`<ul class="words muted small" aria-live="polite">
           ${plan.data.arithmetic.slice(0, 2).map((line) => html`<li>${line}</li>`)}
         </ul>`
@@ -126,10 +156,10 @@ export function SettingsStep({ draft, setDraft, change, problems, warnings, late
       <//>`
     }
     <section class="card stack tight">
-      <h2>Everything else</h2>
-      <p class="muted">Each has a default that is good enough to start with.</p>
+      <h2>Advanced settings</h2>
+      <p class="muted">The defaults are a good start.</p>
       <div class="folds">
-        <${Folded} title="The run" fields=${rest.filter((f) => !f.path.includes("."))} show=${show} problems=${own}
+        <${Folded} title="Run" fields=${rest.filter((f) => !f.path.includes("."))} show=${show} problems=${own}
           warnings=${warnings} tree=${tree} before=${before} />
         ${names
           .filter((name) => TITLES[name] || rest.some((f) => f.path.startsWith(`${name}.`)))
@@ -138,7 +168,7 @@ export function SettingsStep({ draft, setDraft, change, problems, warnings, late
               fields=${rest.filter((f) => f.path.startsWith(`${name}.`))} show=${show} problems=${own}
               warnings=${warnings} tree=${tree} before=${before} />`,
           )}
-        ${(tree.rewards || []).map(
+        ${rewards.map(
           (reward, index) => html`<${Folded} key=${`reward${index}`}
             title="Reward: ${reward.name || (reward.model || reward.path || reward.url || "").split(/[/:]/).pop()}"
             fields=${rewardFields(schema, index, tree).filter((f) => !/\.(model|path|url)$/.test(f.path))}
@@ -150,22 +180,29 @@ export function SettingsStep({ draft, setDraft, change, problems, warnings, late
   </div>`;
 }
 
+/** @param {{ value: string; wrong: T.Problem[]; late: boolean; onPick: (path: string | null) => void }} props */
 function Teacher({ value, wrong, late, onPick }) {
   const models = useModels();
   if (models.error) return html`<${Failure} error=${models.error} again=${models.reload} />`;
   if (!models.data) return html`<${Loading} lines=${3} height=${64} />`;
-  return html`<${Picker} name="teacher" title="The teacher"
+  return html`<${Picker} name="teacher" title="Teacher"
     help="It gives its next-token probabilities for the model's own completions. It needs the same vocabulary."
     models=${models.data.models.filter((m) => m.role === "policy")} value=${value} onPick=${onPick} wrong=${wrong}
     late=${late} roots=${models.data.roots} />`;
 }
 
-/** What another algorithm takes over from the one before: the KL term, where it has one. */
+/**
+ * What another algorithm keeps from the one before: the KL term, if it has one.
+ * @param {T.Schema} schema
+ * @param {string} type
+ * @param {T.Tree | undefined} old
+ */
 function shared(schema, type, old) {
   const has = kinds(schema, schema.properties.algorithm)?.[type]?.properties?.kl;
   return has && old?.kl ? { kl: old.kl } : {};
 }
 
+/** @param {OptionsProps} props */
 function Options({ title, name, known, available, value, onPick, problems }) {
   const names = [...new Set([...Object.keys(known), ...available])];
   return html`<fieldset class="field">
@@ -179,7 +216,7 @@ function Options({ title, name, known, available, value, onPick, problems }) {
           <span>
             <span class="name">${label}</span>
             <span class="small muted">${help}</span>
-            ${off && html`<span class="tag">not available yet</span>`}
+            ${off && html`<span class="tag">not available</span>`}
           </span>
         </label>`;
       })}
@@ -188,6 +225,7 @@ function Options({ title, name, known, available, value, onPick, problems }) {
   </fieldset>`;
 }
 
+/** @param {FoldedProps} props */
 function Folded({ title, fields: inside, show, problems, warnings, tree, before }) {
   if (!inside.length) return null;
   const wrong = inside.flatMap((f) => problemsOf(problems, f)).length;

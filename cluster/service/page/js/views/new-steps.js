@@ -11,13 +11,19 @@ export const STEPS = [
 const OF_MODEL = /^(policy|policy\.model|rewards|rewards\.\d+\.(model|path|url|type).*)$/;
 const OF_DATA = /^data$|^data\.prompts|[/\\]|\.(jsonl|gz|parquet)\b/; // or a file's name
 
-/** The step on which a problem is fixed. */
+/**
+ * The step on which a problem is fixed.
+ * @param {string} path
+ */
 export function stepOf(path) {
   return OF_MODEL.test(path) ? "model" : OF_DATA.test(path) ? "data" : "settings";
 }
 
-/** Back and on, at the foot of a step. */
-export function Foot({ back, next, title = "Go on", children }) {
+/**
+ * Back and continue, at the foot of a step.
+ * @param {{ back?: string; next?: string; title?: string; children?: any }} props
+ */
+export function Foot({ back, next, title = "Continue", children }) {
   return html`<div class="foot">
     ${back ? html`<a class="button" href="#/new/${back}">Back</a>` : html`<span></span>`}
     ${children || html`<a class="button primary" href="#/new/${next}">${title}</a>`}

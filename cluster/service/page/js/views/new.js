@@ -1,6 +1,7 @@
 /** A new run in four steps: model, dataset, settings, review. The draft is kept in the session. */
-import { newKey, request } from "../api.js";
+import { newKey } from "../api.js";
 import { asked, DRAFT, emptyDraft, isBegun } from "../draft.js";
+import { getSchema, getService, plan as planRun } from "../endpoints.js";
 import { useResource, useSettled, useStored, useTitle } from "../hooks.js";
 import { html, useCallback, useEffect, useMemo, useState } from "../html.js";
 import { plainly } from "../plain.js";
@@ -13,21 +14,28 @@ import { ReviewStep } from "./new-review.js";
 import { SettingsStep } from "./new-settings.js";
 import { STEPS, stepOf } from "./new-steps.js";
 
+/** @import * as T from "../types.js" */
+
+const VIEWS = /** @type {Record<string, (props: T.StepProps) => object>} */ ({
+  model: ModelStep,
+  data: DataStep,
+  settings: SettingsStep,
+  review: ReviewStep,
+});
+
+/** @param {{ step: string }} props */
 export function NewRun({ step }) {
   useTitle("New run");
   const [draft, setDraft] = useStored(DRAFT, emptyDraft());
-  const schema = useResource((signal) => request("/schema/config", { signal }), []);
-  const service = useResource((signal) => request("/service", { signal }), []);
+  const schema = useResource(getSchema, []);
+  const service = useResource(getService, []);
   const settled = useSettled(draft.tree);
   const ask = useMemo(() => asked({ ...draft, tree: settled }, schema.data), [draft.clone, settled, schema.data]);
-  const plan = useResource((signal) => request(ask.plan, { method: "POST", body: ask.body, signal }), [ask], {
-    keep: true,
-  });
+  const plan = useResource((signal) => planRun(ask.plan, ask.body, signal), [ask], { keep: true });
   const current = settled === draft.tree && !plan.loading;
-  const change = useCallback(
-    (path, value) => setDraft((old) => ({ ...old, key: newKey(), tree: setIn(old.tree, path, value) })),
-    [],
-  );
+  /** @type {T.StepProps["change"]} */
+  const set = (path, value) => setDraft((old) => ({ ...old, key: newKey(), tree: setIn(old.tree, path, value) }));
+  const change = useCallback(set, []);
   const problems = useMemo(() => (plan.data ? plainly(plan.data.problems, draft.tree) : []), [draft.tree, plan.data]);
   const warnings = plan.data?.warnings || [];
   const { dataset } = useUpload();
@@ -40,7 +48,9 @@ export function NewRun({ step }) {
   const here = STEPS.findIndex(([name]) => name === step);
   const late = STEPS.some(([name], index) => index > here && draft.seen.includes(name)); // a later step was visited
   useEffect(() => setDraft((old) => (old.seen.includes(step) ? old : { ...old, seen: [...old.seen, step] })), [step]);
+  /** @param {string} name */
   const right = (name) => Boolean(plan.data) && name !== "review" && !problems.some((p) => stepOf(p.path) === name);
+  /** @param {string} name */
   const ticked = (name) => name !== step && draft.seen.includes(name) && right(name);
   const error = schema.error || service.error;
   const known = {
@@ -57,13 +67,13 @@ export function NewRun({ step }) {
     right,
     late,
   };
-  const View = { model: ModelStep, data: DataStep, settings: SettingsStep, review: ReviewStep }[step] || ModelStep;
+  const View = VIEWS[step] || ModelStep;
   return html`<div class="narrow stack wide">
     <${Head} draft=${draft} onDiscard=${() => {
       setDraft(emptyDraft());
       location.hash = "#/new/model";
     }} />
-    <nav class="steps" aria-label="The four steps">
+    <nav class="steps" aria-label="Form steps">
       ${STEPS.map(
         ([name, title], index) => html`
           <a href="#/new/${name}" class=${ticked(name) ? "done" : ""}
@@ -88,6 +98,7 @@ export function NewRun({ step }) {
   </div>`;
 }
 
+/** @param {{ draft: T.Draft; onDiscard: () => void }} props */
 function Head({ draft, onDiscard }) {
   const [asking, setAsking] = useState(false);
   return html`<div class="stack tight">
@@ -98,16 +109,16 @@ function Head({ draft, onDiscard }) {
     ${
       draft.clone &&
       html`<p class="muted">
-        A clone of <a href="#/runs/${encodeURIComponent(draft.clone.id)}">${draft.clone.name}</a>
-        . What you do not change stays as it is there.
+        Clone of <a href="#/runs/${encodeURIComponent(draft.clone.id)}">${draft.clone.name}</a>: settings that you do
+        not change stay the same.
       </p>`
     }
     ${
       asking &&
       html`<${Dialog} title="Discard this draft?" onClose=${() => setAsking(false)}>
-        <p>What was chosen on the four steps is forgotten. Uploads stay on the server.</p>
+        <p>All settings of this draft are lost. Uploads stay on the server.</p>
         <div class="actions">
-          <${Button} onClick=${() => setAsking(false)}>Keep it<//>
+          <${Button} onClick=${() => setAsking(false)}>Keep draft<//>
           <${Button} kind="danger" onClick=${() => {
             setAsking(false);
             onDiscard();

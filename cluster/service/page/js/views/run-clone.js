@@ -1,36 +1,33 @@
-/** Cloning a run: what changes, what is wrong with it, start; or everything in the form first. */
-import { newKey, request } from "../api.js";
+/** Cloning a run: what changes, what is wrong with it, start; or edit everything in the form first. */
+import { ApiError, newKey } from "../api.js";
 import { isBegun, storeClone, storedDraft } from "../draft.js";
+import { plan as planRun, runAt, start as startRun } from "../endpoints.js";
 import { useResource } from "../hooks.js";
 import { html, useMemo, useState } from "../html.js";
 import { setIn, shown } from "../tree.js";
 import { Button, Dialog, Failure, Loading, Notice } from "../ui.js";
 
+/** @import * as T from "../types.js" */
+
+/** @param {{ details: T.RunDetails; changes: T.Tree; onClose: () => void }} props */
 export function CloneDialog({ details, changes, onClose }) {
-  const at = `/runs/${encodeURIComponent(details.run.id)}`;
+  const at = `${runAt(details.run.id)}/clone`;
   const [name, setName] = useState(details.run.name);
-  const [error, setError] = useState(null);
+  const [error, setError] = useState(/** @type {ApiError | null} */ (null));
   const [busy, setBusy] = useState(false);
-  const [replacing, setReplacing] = useState(false); // a draft, which has been said
-  const plan = useResource(
-    (signal) => request(`${at}/clone/plan`, { method: "POST", body: { changes }, signal }),
-    [at, changes],
-  );
+  const [replacing, setReplacing] = useState(false); // a draft, as the page has warned
+  const plan = useResource((signal) => planRun(`${at}/plan`, { changes }, signal), [at, changes]);
   const problems = plan.data?.problems || [];
   const key = useMemo(newKey, [at, changes, name]); // sent twice, it makes one run
   const start = async () => {
     setBusy(true);
     setError(null);
     try {
-      const { run } = await request(`${at}/clone`, {
-        method: "POST",
-        body: { changes, name },
-        extra: { "Idempotency-Key": key },
-      });
+      const { run } = await startRun(at, { changes, name }, key);
       onClose();
       location.hash = `#/runs/${encodeURIComponent(run.id)}`;
     } catch (problem) {
-      setError(problem);
+      setError(ApiError.of(problem));
       setBusy(false);
     }
   };
@@ -39,7 +36,7 @@ export function CloneDialog({ details, changes, onClose }) {
       setReplacing(true);
       return;
     }
-    const { root: _, ...config } = details.config;
+    const { root: _, ...config } = details.config ?? {};
     storeClone(
       details.run,
       config,
@@ -50,11 +47,11 @@ export function CloneDialog({ details, changes, onClose }) {
   };
   return html`<${Dialog} title="Clone ${details.run.name}" onClose=${onClose}>
     <p class="muted">
-      A new run from the beginning with the same settings${Object.keys(changes).length ? ", but for these" : ""}
-      . The old one stays.
+      A new run from step 0 with the same settings${Object.keys(changes).length ? " except these" : ""}. The original
+      run is kept.
     </p>
     ${plan.loading && html`<${Loading} lines=${2} height=${24} />`}
-    ${plan.data?.changes?.length > 0 && html`<${Changes} changes=${plan.data.changes} />`}
+    ${plan.data?.changes?.length ? html`<${Changes} changes=${plan.data.changes} />` : ""}
     <div class="field">
       <label for="clone-name">Name</label>
       <input id="clone-name" type="text" maxlength="64" value=${name} onInput=${(e) => setName(e.target.value)} />
@@ -69,24 +66,24 @@ export function CloneDialog({ details, changes, onClose }) {
     ${
       replacing &&
       html`<${Notice} kind="warn" alert>
-        There is a draft of a new run that was not started. Editing this clone puts it in that draft's
-        place. <a href="#/new">Look at the draft</a>
+        You have a draft of a new run. Editing this clone replaces it.${" "}
+        <a href="#/new">Open the draft</a>
       <//>`
     }
     <div class="actions">
       <${Button} kind="quiet" onClick=${onClose}>Cancel<//>
-      ${
-        details.config &&
-        html`<${Button} onClick=${edit}>${replacing ? "Replace the draft" : "Edit settings first"}<//>`
-      }
+      ${details.config && html`<${Button} onClick=${edit}>${replacing ? "Replace draft" : "Edit settings first"}<//>`}
       <${Button} kind="primary" disabled=${busy || !plan.data || problems.length > 0 || !name.trim()} onClick=${start}>
-        Start the clone
+        Start clone
       <//>
     </div>
   <//>`;
 }
 
-/** Where a clone differs from its run. */
+/**
+ * Where a clone differs from its run.
+ * @param {{ changes: T.Change[] }} props
+ */
 export function Changes({ changes }) {
   return html`<table class="changes">
     <thead>

@@ -1,31 +1,41 @@
 /** What the Doctor found: severity, evidence, remedy, and the button that clones the run with the change. */
-import { request } from "../api.js";
+import { ApiError, isAbort } from "../api.js";
 import { Spark } from "../chart.js";
+import { getDiagnosis } from "../endpoints.js";
 import { number } from "../format.js";
 import { html, useEffect, useRef, useState } from "../html.js";
 import { shown } from "../tree.js";
 import { Button, Empty, Failure, Loading, Words } from "../ui.js";
 import { CloneDialog } from "./run-clone.js";
 
-const EVERY = 8000; // ms between two diagnoses while a run goes
+/** @import * as T from "../types.js" */
 
-/** {list, error}; asked for again when there are further steps, every `EVERY` ms at most. */
+/** @typedef {{ list: T.Finding[] | null; error: ApiError | null }} Diagnosis */
+
+const EVERY = 8000; // ms between two diagnoses of a running run
+
+/**
+ * The findings; requested again when there are more steps, every `EVERY` ms at most.
+ * @param {string} id
+ * @param {number} step
+ * @param {string | undefined} state
+ */
 export function useDiagnosis(id, step, state) {
-  const [found, setFound] = useState({ list: null, error: null });
+  const [found, setFound] = useState(/** @type {Diagnosis} */ ({ list: null, error: null }));
   const latest = useRef(step);
   latest.current = step;
   useEffect(() => {
     const stop = new AbortController();
-    let timer = 0,
-      asked = null;
+    let timer = 0;
+    let asked = -1;
     const ask = async () => {
       if (asked !== latest.current) {
         asked = latest.current;
         try {
-          const { findings } = await request(`/runs/${encodeURIComponent(id)}/diagnosis`, { signal: stop.signal });
+          const { findings } = await getDiagnosis(id, stop.signal);
           setFound({ list: findings, error: null });
         } catch (error) {
-          if (error.name !== "AbortError") setFound((old) => ({ ...old, error }));
+          if (!isAbort(error)) setFound((old) => ({ ...old, error: ApiError.of(error) }));
         }
       }
       if (!stop.signal.aborted) timer = setTimeout(ask, EVERY);
@@ -39,17 +49,18 @@ export function useDiagnosis(id, step, state) {
   return found;
 }
 
+/** @param {{ details: T.RunDetails; findings: Diagnosis }} props */
 export function Doctor({ details, findings }) {
-  const [dialog, setDialog] = useState(null);
+  const [dialog, setDialog] = useState(/** @type {T.Finding | null} */ (null));
   if (findings.error && !findings.list) return html`<${Failure} error=${findings.error} />`;
   if (!findings.list) return html`<${Loading} lines=${3} />`;
   if (!findings.list.length) {
-    return html`<${Empty} title="Nothing to mend">
+    return html`<${Empty} title="No problems found">
       <p>
         ${
           details.steps_recorded < 20
-            ? "So few steps tell little; trends need twenty."
-            : "Reward, KL, entropy, lengths, gradients and scores look as they should."
+            ? "Trends need at least 20 steps."
+            : "Reward, KL, entropy, lengths, gradients and scores look normal."
         }
       </p>
     <//>`;
@@ -69,8 +80,10 @@ export function Doctor({ details, findings }) {
   </div>`;
 }
 
+/** @param {{ finding: T.Finding; id: string; onApply: () => void }} props */
 function Finding({ finding, id, onApply }) {
   const { metrics = [], samples = [] } = finding.evidence || {};
+  /** @param {{ step: number; sample_id: string }} one */
   const to = (one) =>
     `#/runs/${encodeURIComponent(id)}/samples?step=${one.step}&sample=${encodeURIComponent(one.sample_id)}`;
   const changes = finding.remedy.changes || [];
@@ -107,7 +120,7 @@ function Finding({ finding, id, onApply }) {
     ${
       changes.length > 0 &&
       html`<div class="row">
-        <${Button} kind="primary" onClick=${onApply}>Clone with the change<//>
+        <${Button} kind="primary" onClick=${onApply}>Clone with this change<//>
         <span class="small muted">
           ${changes.map((c, i) => html`${i ? ", " : ""}<span class="mono">${c.key} = ${shown(c.value)}</span>`)}
         </span>

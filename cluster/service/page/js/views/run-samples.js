@@ -1,19 +1,21 @@
-/** What the model wrote: by step, with search and sort; groups, scores, advantages, KL of each token as colour. */
-import { request } from "../api.js";
+/** What the model generated: by step, with search and sort; groups, scores, advantages, KL per token as color. */
+import { getSamples, getTokens } from "../endpoints.js";
 import { number } from "../format.js";
 import { useResource, useSettled } from "../hooks.js";
 import { html, useEffect, useMemo, useRef, useState } from "../html.js";
 import { Button, Empty, Failure, Loading, Talk } from "../ui.js";
+
+/** @import * as T from "../types.js" */
 
 const PAGE = 48;
 const MOST_OPTIONS = 200; // of a list to choose a step from; beyond, its number is typed
 const MOST = 1000; // that the server gives at once
 const SHADES = [0.05, 0.2, 0.6, 1.5]; // nats from which a token is tinted, and more so
 
+/** @param {{ id: string; known: Record<string, number[]>; query: URLSearchParams }} props */
 export function Samples({ id, known, query }) {
-  const at = `/runs/${encodeURIComponent(id)}/samples`;
   const [kind, setKind] = useState("step");
-  const [step, setStep] = useState(query.get("step") ? Number(query.get("step")) : null);
+  const [step, setStep] = useState(query.get("step") ? Number(query.get("step")) : undefined);
   const [text, setText] = useState("");
   const [sort, setSort] = useState("group");
   const [order, setOrder] = useState("desc");
@@ -23,9 +25,10 @@ export function Samples({ id, known, query }) {
   const steps = known[kind] || [];
   const chosen = step ?? steps.at(-1);
   useEffect(() => {
-    if (step === null && chosen !== undefined) setStep(chosen);
-  }, [step, chosen]); // stays while others come
+    if (step === undefined) setStep(chosen);
+  }, [step, chosen]); // stays while more steps come
   useEffect(() => setShown(PAGE), [kind, chosen, q, sort, order]);
+  /** @param {number | undefined} next undefined: the newest */
   const pick = (next) => {
     setStep(next);
     setOnly(null);
@@ -36,17 +39,17 @@ export function Samples({ id, known, query }) {
       !steps.length
         ? Promise.resolve(null)
         : only
-          ? groupOf(at, { kind, step: chosen }, only, signal)
-          : request(at, { query: ask, signal }),
-    [at, ask, only, steps.length > 0],
+          ? groupOf(id, { kind, step: chosen }, only, signal)
+          : getSamples(id, ask, signal),
+    [id, ask, only, steps.length > 0],
   );
-  const [kept, setKept] = useState(null);
+  const [kept, setKept] = useState(/** @type {T.SamplePage | null} */ (null));
   useEffect(() => {
     if (data) setKept(data);
   }, [data]);
   if (!known.step.length && !known.eval.length)
     return html`<${Empty} title="No samples yet">
-      <p>Every answer of a step is kept here, with its scores (logging.samples_every).</p>
+      <p>Completions are recorded with their scores (logging.samples_every).</p>
     <//>`;
   const page = data || kept;
   return html`<div class="stack">
@@ -61,7 +64,7 @@ export function Samples({ id, known, query }) {
             ([one, title]) =>
               html`<button type="button" class="chip" aria-pressed=${kind === one} onClick=${() => {
                 setKind(one);
-                pick(null);
+                pick(undefined);
               }}>
                 ${title}
               </button>`,
@@ -72,8 +75,8 @@ export function Samples({ id, known, query }) {
       ${
         !only &&
         html`
-          <input type="search" class="inline" placeholder="Search prompts and answers"
-            aria-label="Search prompts and answers" value=${text}
+          <input type="search" class="inline" placeholder="Search prompts and completions"
+            aria-label="Search prompts and completions" value=${text}
             onInput=${(e) => setText(e.target.value)} />
           <label class="check">
             Sort by <select class="inline" value=${sort} onChange=${(e) => setSort(e.target.value)}>
@@ -93,18 +96,18 @@ export function Samples({ id, known, query }) {
     </div>
     ${error && html`<${Failure} error=${error} again=${reload} />`}
     ${!page && loading && html`<${Loading} lines=${3} height=${140} />`}
-    ${!steps.length && html`<${Empty} title="None of this kind" />`}
+    ${!steps.length && html`<${Empty} title="No samples of this kind" />`}
     ${
       page &&
       steps.length > 0 &&
       html`
-        <${Told} page=${page} only=${only} onAll=${() => setOnly(null)} />
+        <${Caption} page=${page} only=${only} onAll=${() => setOnly(null)} />
         ${
           page.samples.length === 0
             ? only
               ? ""
-              : html`<${Empty} title="Nothing fits"><p>No prompt and no answer holds this text.</p><//>`
-            : html`<${Groups} page=${page} at=${at} grouped=${only !== null || sort === "group"} marked=${only} />`
+              : html`<${Empty} title="No matches"><p>No prompt or completion contains this text.</p><//>`
+            : html`<${Groups} page=${page} run=${id} grouped=${only !== null || sort === "group"} marked=${only} />`
         }
         ${
           !only &&
@@ -124,34 +127,46 @@ export function Samples({ id, known, query }) {
   </div>`;
 }
 
-/** What is shown of which step. */
-function Told({ page, only, onAll }) {
+/**
+ * What is shown, and of which step.
+ * @param {{ page: T.SamplePage; only: string | null; onAll: () => void }} props
+ */
+function Caption({ page, only, onAll }) {
   const where = `${page.kind === "eval" ? "the evaluation at " : ""}step ${number(page.step)}`;
-  if (!only) return html`<p class="small muted" role="status">${number(page.total)} answers of ${where}</p>`;
+  if (!only) return html`<p class="small muted" role="status">${number(page.total)} completions of ${where}</p>`;
   const words = page.samples.length
-    ? `The ${number(page.samples.length)} answers to the prompt of sample ${only}, of ${where}`
+    ? `The ${number(page.samples.length)} completions for the prompt of sample ${only}, ${where}`
     : `${where} has no sample ${only}`;
   return html`<div class="row">
-    <p class="small muted" role="status">${words}</p><${Button} slim onClick=${onAll}>Show all answers<//>
+    <p class="small muted" role="status">${words}</p><${Button} slim onClick=${onAll}>Show all<//>
   </div>`;
 }
 
-/** The page of one sample's group; without samples where the step does not have it. */
-async function groupOf(at, query, id, signal) {
+/**
+ * The page of one sample's group; without samples if the step does not have it.
+ * @param {string} run
+ * @param {Record<string, unknown>} query
+ * @param {string} id
+ * @param {AbortSignal} signal
+ */
+async function groupOf(run, query, id, signal) {
   for (let offset = 0; ; offset += MOST) {
-    const page = await request(at, { query: { ...query, limit: MOST, offset }, signal });
+    const page = await getSamples(run, { ...query, limit: MOST, offset }, signal);
     const found = page.samples.find((sample) => sample.id === id);
-    if (found) return request(at, { query: { ...query, group: found.group, limit: MOST }, signal });
+    if (found) return getSamples(run, { ...query, group: found.group, limit: MOST }, signal);
     if (offset + MOST >= page.total) return { ...page, samples: [] };
   }
 }
 
+/** @param {{ steps: number[]; chosen: number | undefined; onPick: (step: number | undefined) => void }} props */
 function StepPicker({ steps, chosen, onPick }) {
-  const place = steps.indexOf(chosen);
+  const place = steps.indexOf(chosen ?? -1);
+  /** @param {number} wanted */
   const nearest = (wanted) =>
     steps.reduce((best, one) => (Math.abs(one - wanted) < Math.abs(best - wanted) ? one : best), steps[0]);
-  const pick = (e) => {
-    const wanted = Number(e.target.value);
+  /** @param {{ target: HTMLInputElement }} event */
+  const pick = (event) => {
+    const wanted = Number(event.target.value);
     onPick(Number.isFinite(wanted) ? nearest(wanted) : chosen);
   };
   return html`<div class="row">
@@ -176,6 +191,7 @@ function StepPicker({ steps, chosen, onPick }) {
   </div>`;
 }
 
+/** @param {{ chosen: number | undefined; onChange: (event: any) => void }} props */
 function StepField({ chosen, onChange }) {
   const [text, setText] = useState(String(chosen));
   useEffect(() => setText(String(chosen)), [chosen]);
@@ -183,9 +199,11 @@ function StepField({ chosen, onChange }) {
     onInput=${(e) => setText(e.target.value)} onChange=${onChange} />`;
 }
 
-function Groups({ page, at, grouped, marked }) {
+/** @param {{ page: T.SamplePage; run: string; grouped: boolean; marked: string | null }} props */
+function Groups({ page, run, grouped, marked }) {
   const groups = useMemo(() => {
     if (!grouped) return page.samples.map((sample) => [sample]);
+    /** @type {Map<number, T.Sample[]>} */
     const found = new Map();
     for (const sample of page.samples) found.set(sample.group, [...(found.get(sample.group) || []), sample]);
     return [...found.values()];
@@ -197,7 +215,7 @@ function Groups({ page, at, grouped, marked }) {
         <div class="answers">
           ${samples.map(
             (sample) =>
-              html`<${Answer} key=${sample.id} sample=${sample} page=${page} at=${at}
+              html`<${Completion} key=${sample.id} sample=${sample} page=${page} run=${run}
                 marked=${sample.id === marked} />`,
           )}
         </div>
@@ -206,16 +224,19 @@ function Groups({ page, at, grouped, marked }) {
   </div>`;
 }
 
-function Answer({ sample, page, at, marked }) {
+/** @param {{ sample: T.Sample; page: T.SamplePage; run: string; marked: boolean }} props */
+function Completion({ sample, page, run, marked }) {
   const [open, setOpen] = useState(marked);
-  const box = useRef(null);
+  const box = useRef(/** @type {HTMLElement | null} */ (null));
   useEffect(() => {
-    if (marked) box.current.scrollIntoView({ block: "center" });
+    if (marked) box.current?.scrollIntoView({ block: "center" });
   }, [marked]);
+  /** @param {string} name */
   const isTotal = (name) => page.samples.every((one) => one.rewards[name] === one.reward);
   const names = page.rewards.filter((name) => !isTotal(name));
-  const direction = sample.advantage > 0.05 ? "up" : sample.advantage < -0.05 ? "down" : "";
-  return html`<article class="answer ${marked ? "marked" : ""}" ref=${box} aria-label="Answer ${sample.id}">
+  const advantage = sample.advantage ?? 0;
+  const direction = advantage > 0.05 ? "up" : advantage < -0.05 ? "down" : "";
+  return html`<article class="answer ${marked ? "marked" : ""}" ref=${box} aria-label="Completion ${sample.id}">
     <div class="scores">
       ${
         sample.valid
@@ -225,39 +246,41 @@ function Answer({ sample, page, at, marked }) {
       ${
         sample.advantage !== null &&
         html`<span class="adv ${direction}">
-          advantage ${sample.advantage > 0 ? "+" : ""}${number(sample.advantage)}
+          advantage ${advantage > 0 ? "+" : ""}${number(sample.advantage)}
         </span>`
       }
       ${names.map((name) => html`<span>${name} <b>${number(sample.rewards[name])}</b></span>`)}
     </div>
     ${
       open
-        ? html`<${Tokens} sample=${sample} page=${page} at=${at} />`
+        ? html`<${Tokens} sample=${sample} page=${page} run=${run} />`
         : html`<div class="text" tabindex="0">${sample.completion || html`<span class="muted">(empty)</span>`}</div>`
     }
     <div class="row between">
       <span class="small muted">
-        ${number(sample.tokens)} tokens${sample.finish_reason === "length" ? ", cut off" : ""} · ${sample.id}
+        ${number(sample.tokens)} tokens${sample.finish_reason === "length" ? ", truncated" : ""} · ${sample.id}
       </span>
       <${Button} slim kind="quiet" onClick=${() => setOpen(!open)} aria-pressed=${open ? "true" : "false"}>Tokens<//>
     </div>
   </article>`;
 }
 
+/** @param {number} value */
 function shade(value) {
   const level = SHADES.filter((limit) => Math.abs(value) >= limit).length;
   return level ? `${value > 0 ? "q" : "n"}${level}` : "";
 }
 
-function Tokens({ sample, page, at }) {
+/** @param {{ sample: T.Sample; page: T.SamplePage; run: string }} props */
+function Tokens({ sample, page, run }) {
   const { data, error } = useResource(
-    (signal) => request(`${at}/tokens`, { query: { step: page.step, kind: page.kind, sample: sample.id }, signal }),
+    (signal) => getTokens(run, { step: page.step, kind: page.kind, sample: sample.id }, signal),
     [sample.id, page.step, page.kind],
   );
   if (error) return html`<div class="text">${sample.completion}</div><${Failure} error=${error} />`;
   if (!data) return html`<${Loading} lines=${2} height=${20} />`;
   const values = data.kl || data.logprobs.map((value) => -value);
-  const what = data.kl ? "KL against the reference" : "surprise (−log-probability); the reference's are not recorded";
+  const what = data.kl ? "KL against the reference" : "surprisal (−log-probability); no reference recorded";
   const pieces = data.pieces || data.tokens.map((token) => `${token} `);
   return html`
     <div class="tokens text" tabindex="0" aria-label="Tokens, tinted by ${what}">

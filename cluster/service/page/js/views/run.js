@@ -1,5 +1,6 @@
 /** One run: head with state, progress and actions, and its tabs. */
-import { request } from "../api.js";
+import { ApiError } from "../api.js";
+import { askRunTo, deleteRun, getDownload } from "../endpoints.js";
 import { bytes, clock, count, duration, number, percent, took } from "../format.js";
 import { useTitle } from "../hooks.js";
 import { html, useEffect, useMemo, useState } from "../html.js";
@@ -12,11 +13,16 @@ import { Doctor, useDiagnosis } from "./run-doctor.js";
 import { Logs } from "./run-logs.js";
 import { Samples } from "./run-samples.js";
 
+/** @import * as T from "../types.js" */
+/** @import { Mode } from "../live.js" */
+
+/** @type {Record<Mode, string>} */
 const MODES = {
   live: "live",
-  polling: "looking every few seconds",
+  polling: "updating every few seconds",
   waiting: "the server does not answer; trying again",
   connecting: "connecting",
+  stopped: "not updating",
   ended: "",
 };
 const PHASES = [
@@ -27,6 +33,7 @@ const PHASES = [
   ["weights/sync_s", "weight sync"],
 ];
 
+/** @param {{ id: string; tab: string; query: URLSearchParams }} props */
 export function Run({ id, tab, query }) {
   const { details, error, columns, mode, refresh } = useLive(id);
   const run = details?.run;
@@ -34,17 +41,18 @@ export function Run({ id, tab, query }) {
   const findings = useDiagnosis(id, columns.step.at(-1) ?? 0, run?.state);
   if (!details && error)
     return error.status === 404
-      ? html`<${Empty} title="There is no such run"><p>${id}</p><p><a href="#/runs">To the runs</a></p><//>`
+      ? html`<${Empty} title="Run not found"><p>${id}</p><p><a href="#/runs">All runs</a></p><//>`
       : html`<${Failure} error=${error} again=${refresh} />`;
-  if (!details) return html`<${Loading} lines=${5} height=${60} />`;
+  if (!details || !run) return html`<${Loading} lines=${5} height=${60} />`;
   if (run.state === "unreadable")
     return html`<div class="stack">
       <h1>${run.id}</h1><${Notice} kind="bad" title="This run cannot be read">${run.unreadable}<//>
     </div>`;
   const at = `#/runs/${encodeURIComponent(id)}`;
+  const [doctor, grave] = [findings.list ?? [], (findings.list ?? []).filter((f) => f.severity !== "info")];
   const tabs = [
     ["curves", "Curves", at],
-    ["doctor", `Doctor${findings.list?.length ? ` (${findings.list.length})` : ""}`, `${at}/doctor`],
+    ["doctor", `Doctor${doctor.length ? ` (${doctor.length})` : ""}`, `${at}/doctor`],
     ["samples", "Samples", `${at}/samples`],
     ["logs", "Logs", `${at}/logs`],
     ["config", "Settings", `${at}/config`],
@@ -52,17 +60,18 @@ export function Run({ id, tab, query }) {
   ];
   return html`<div class="stack wide">
     <${Head} details=${details} mode=${mode} refresh=${refresh} columns=${columns} />
+    ${mode === "stopped" && error && html`<${Stopped} error=${error} refresh=${refresh} />`}
     ${details.metrics_problem && html`<${Notice} kind="warn">${details.metrics_problem}<//>`}
     ${run.error && html`<${RunError} error=${run.error} at=${at} />`}
-    <${Tabs} tabs=${tabs} current=${tab} label="Of this run" />
+    <${Tabs} tabs=${tabs} current=${tab} label="Run views" />
     ${
       tab === "curves" &&
       html`<div class="run-grid">
         <div class="stack wide">
           ${
-            findings.list?.some((f) => f.severity !== "info") &&
-            html`<${Notice} kind=${findings.list.some((f) => f.severity === "critical") ? "bad" : "warn"}>
-              The Doctor found: ${graveTitles(findings.list)}. <a href="${at}/doctor">What to do</a>
+            grave.length > 0 &&
+            html`<${Notice} kind=${grave.some((f) => f.severity === "critical") ? "bad" : "warn"}>
+              The Doctor found: ${titlesOf(grave)}. <a href="${at}/doctor">What to do</a>
             <//>`
           }
           <${Curves} columns=${columns} run=${run} />
@@ -88,22 +97,36 @@ export function Run({ id, tab, query }) {
   </div>`;
 }
 
-function graveTitles(list) {
-  const titles = list.filter((finding) => finding.severity !== "info").map((finding) => finding.title);
+/**
+ * Why a run is not updated any more, and what to do about it; an expired token is asked for by the page's frame.
+ * @param {{ error: ApiError; refresh: () => void }} props
+ */
+function Stopped({ error, refresh }) {
+  if (error.status !== 404) return html`<${Failure} error=${error} again=${refresh} />`;
+  return html`<${Notice} kind="warn" title="This run no longer exists" alert>
+    It was deleted from the server. <a href="#/runs">All runs</a>
+  <//>`;
+}
+
+/** @param {T.Finding[]} list */
+function titlesOf(list) {
+  const titles = list.map((finding) => finding.title);
   return titles.slice(0, 3).join("; ") + (titles.length > 3 ? `; and ${titles.length - 3} more` : "");
 }
 
+/** @param {{ details: T.RunDetails; mode: Mode; refresh: () => void; columns: T.MetricColumns }} props */
 function Head({ details, mode, refresh, columns }) {
   const { run } = details;
-  const last = (key) => (columns.series[key] || []).findLast((value) => value !== null);
+  /** @param {string} key */
+  const last = (key) => columns.series[key]?.findLast((value) => value !== null);
   const left = !ended(run) && details.remaining_s !== null ? duration(details.remaining_s) : null;
   const facts = [
     ["Reward", number(last("reward/mean"))],
     ["KL", number(last("kl/mean"))],
-    ["Answer length", number(last("rollout/length_mean"))],
-    ["Tokens a second", number(last("throughput/tokens_per_s"))],
-    ["Took", duration(took(run))],
-    ...(left ? [["Left", left]] : []),
+    ["Completion length", number(last("rollout/length_mean"))],
+    ["Tokens/s", number(last("throughput/tokens_per_s"))],
+    ["Duration", duration(took(run))],
+    ...(left ? [["Time left", left]] : []),
   ];
   return html`<div class="run-head">
     <div class="row between top">
@@ -113,13 +136,13 @@ function Head({ details, mode, refresh, columns }) {
           <${State} state=${run.stopping ? "stopping" : run.state} />
           <span class="live" role="status">${MODES[mode]}</span>
         </div>
-        <p class="small muted">${run.id} · made ${clock(run.created)}</p>
+        <p class="small muted">${run.id} · created ${clock(run.created)}</p>
       </div>
       <${Actions} details=${details} refresh=${refresh} />
     </div>
     ${
       run.queue &&
-      html`<${Notice} title=${run.queue.position ? `Number ${run.queue.position} in the queue` : "Starting"}>
+      html`<${Notice} title=${run.queue.position ? `Position ${run.queue.position} in the queue` : "Starting"}>
         ${run.queue.reason}
       <//>`
     }
@@ -131,6 +154,7 @@ function Head({ details, mode, refresh, columns }) {
   </div>`;
 }
 
+/** @param {{ error: T.RunError; at: string }} props */
 function RunError({ error, at }) {
   const where = [
     error.role && `${error.role}${error.rank === null || error.rank === undefined ? "" : ` ${error.rank}`}`,
@@ -142,44 +166,48 @@ function RunError({ error, at }) {
   return html`<${Notice} kind="bad" title="${where || "the run"}: ${error.type}" alert>
     <span class="error-words">${error.message}</span>
     ${" "}
-    <a href="${at}/logs${file ? `?file=${encodeURIComponent(file)}` : ""}">To the log</a>
+    <a href="${at}/logs${file ? `?file=${encodeURIComponent(file)}` : ""}">Open log</a>
   <//>`;
 }
 
+/** @param {{ details: T.RunDetails; refresh: () => void }} props */
 function Actions({ details, refresh }) {
   const { run, actions } = details;
-  const [dialog, setDialog] = useState(null);
-  const [error, setError] = useState(null);
+  const [dialog, setDialog] = useState("");
+  const [error, setError] = useState(/** @type {ApiError | null} */ (null));
   const [busy, setBusy] = useState("");
-  const at = `/runs/${encodeURIComponent(run.id)}`;
+  const close = () => setDialog("");
   useEffect(() => {
     setBusy("");
   }, [run.state, run.stopping]);
+  /** @type {(name: string, work: () => Promise<void>) => Promise<void>} */
   const act = async (name, work) => {
     setBusy(name);
     setError(null);
-    setDialog(null);
+    close();
     try {
       await work();
     } catch (problem) {
-      setError(problem);
+      setError(ApiError.of(problem));
     }
     setBusy("");
   };
+  /** @param {string} verb */
   const ask = (verb) =>
     act(verb, async () => {
-      await request(`${at}/${verb}`, { method: "POST" });
+      await askRunTo(run.id, verb);
       refresh();
     });
   const remove = () =>
     act("delete", async () => {
-      await request(at, { method: "DELETE", query: { confirm: run.id } });
+      await deleteRun(run.id);
       location.hash = "#/runs";
     });
   const download = () =>
     act("download", async () => {
-      location.href = (await request(`${at}/model/ticket`, { method: "POST" })).url;
+      location.href = (await getDownload(run.id)).url;
     });
+  /** @param {string} name */
   const can = (name) => actions.includes(name);
   const off = busy !== "" || run.stopping;
   return html`<div class="stack tight">
@@ -199,40 +227,43 @@ function Actions({ details, refresh }) {
     ${error && html`<${Failure} error=${error} />`}
     ${
       dialog === "stop" &&
-      html`<${Dialog} title="Stop ${run.name}?" onClose=${() => setDialog(null)}>
+      html`<${Dialog} title="Stop ${run.name}?" onClose=${close}>
         <p>A checkpoint is saved first. The run can be resumed later.</p>
         <div class="actions">
-          <${Button} onClick=${() => setDialog(null)}>Keep it going<//>
+          <${Button} onClick=${close}>Cancel<//>
           <${Button} kind="primary" onClick=${() => ask("stop")}>Stop<//>
         </div>
       <//>`
     }
     ${
       dialog === "delete" &&
-      html`<${Dialog} title="Delete ${run.name}?" onClose=${() => setDialog(null)}>
+      html`<${Dialog} title="Delete ${run.name}?" onClose=${close}>
         <p>
           Everything in <code>${details.path}</code> is deleted: metrics, samples,${" "}
           ${count(details.checkpoints.length, "checkpoint")}${details.model ? " and the model" : ""}.${" "}
           This cannot be undone.
         </p>
         <div class="actions">
-          <${Button} onClick=${() => setDialog(null)}>Keep it<//>
-          <${Button} kind="danger" onClick=${remove}>Delete for good<//>
+          <${Button} onClick=${close}>Cancel<//>
+          <${Button} kind="danger" onClick=${remove}>Delete permanently<//>
         </div>
       <//>`
     }
-    ${dialog === "clone" && html`<${CloneDialog} details=${details} changes=${{}} onClose=${() => setDialog(null)} />`}
+    ${dialog === "clone" && html`<${CloneDialog} details=${details} changes=${{}} onClose=${close} />`}
   </div>`;
 }
 
+/** @param {{ details: T.RunDetails; columns: T.MetricColumns }} props */
 function Side({ details, columns }) {
   const phases = useMemo(() => {
-    const found = PHASES.map(([key, name]) => [name, (columns.series[key] || []).findLast((v) => v !== null)]).filter(
-      ([, s]) => s > 0,
-    );
-    const step = (columns.series["time/step_s"] || []).findLast((v) => v !== null);
-    const rest = step ? step - found.reduce((sum, [, s]) => sum + s, 0) : 0;
-    return rest > 0.01 * (step || 1) ? [...found, ["other", rest]] : found;
+    /** @param {string} key */
+    const last = (key) => columns.series[key]?.findLast((v) => v !== null) ?? 0;
+    const found = PHASES.map(([key, name]) => /** @type {[string, number]} */ ([name, last(key)]));
+    const known = found.filter(([, s]) => s > 0);
+    const rest = last("time/step_s") - known.reduce((sum, [, s]) => sum + s, 0);
+    /** @type {[string, number][]} */
+    const other = rest > 0.01 * last("time/step_s") ? [["other", rest]] : [];
+    return [...known, ...other];
   }, [columns]);
   const total = phases.reduce((sum, [, s]) => sum + s, 0);
   const versions = Object.entries(details.run.versions || {});
@@ -240,7 +271,7 @@ function Side({ details, columns }) {
     ${
       total > 0 &&
       html`<section class="card tightly stack tight">
-        <h2 class="minor">The last step, ${duration(total)}</h2>
+        <h2 class="minor">Last step, ${duration(total)}</h2>
         <div class="phases" role="img" aria-label=${phases.map(([name, s]) => `${name} ${duration(s)}`).join(", ")}>
           ${phases.map(([, s], i) => html`<span class="b${i + 1}" style=${{ flexGrow: s, flexBasis: 0 }}></span>`)}
         </div>
@@ -268,11 +299,11 @@ function Side({ details, columns }) {
       }
       ${
         details.model &&
-        html`<p class="small">The model: ${count(details.model.files, "file")}, ${bytes(details.model.bytes)}</p>`
+        html`<p class="small">Model: ${count(details.model.files, "file")}, ${bytes(details.model.bytes)}</p>`
       }
     </section>
     <section class="card tightly stack tight">
-      <h2 class="minor">Where it lies</h2><p class="small mono muted error-words">${details.path}</p>
+      <h2 class="minor">Location</h2><p class="small mono muted error-words">${details.path}</p>
     </section>
     ${
       versions.length > 0 &&

@@ -1,9 +1,20 @@
-/** All runs: table, states, the few numbers that matter, selection for a comparison. */
-import { request } from "../api.js";
+/** All runs: table, states, main metrics, selection for a comparison. */
+import { getRuns } from "../endpoints.js";
 import { ago, clock, duration, number, took } from "../format.js";
 import { useResource, useSettled, useTitle } from "../hooks.js";
 import { html, useEffect, useState } from "../html.js";
 import { Button, Empty, Failure, Loading, Meter, State } from "../ui.js";
+
+/** @import * as T from "../types.js" */
+
+/**
+ * @typedef {object} FiltersProps
+ * @property {Record<string, number>} counts
+ * @property {string} state
+ * @property {(state: string) => void} setState
+ * @property {string} text
+ * @property {(text: string) => void} setText
+ */
 
 const STATES = ["running", "queued", "paused", "succeeded", "failed", "stopped"];
 const PAGE = 50;
@@ -13,17 +24,19 @@ export function Runs() {
   useTitle("Runs");
   const [state, setState] = useState("");
   const [text, setText] = useState("");
-  const [pages, setPages] = useState([null]); // `after` of each page up to the one shown
-  const [picked, setPicked] = useState([]);
+  /** `after` of each page up to the one shown */
+  const [pages, setPages] = useState(/** @type {(string | null)[]} */ ([null]));
+  const [picked, setPicked] = useState(/** @type {string[]} */ ([]));
   const q = useSettled(text);
   useEffect(() => setPages([null]), [state, q]);
   const after = pages.at(-1);
   const { data, error, loading, reload } = useResource(
-    (signal) => request("/runs", { query: { limit: PAGE, after, state, q }, signal }),
+    (signal) => getRuns({ limit: PAGE, after, state, q }, signal),
     [after, state, q],
     { poll: 4000 },
   );
   const all = data ? Object.values(data.counts).reduce((sum, n) => sum + n, 0) : 0;
+  /** @param {string} id */
   const pick = (id) =>
     setPicked((old) => (old.includes(id) ? old.filter((one) => one !== id) : [...old, id].slice(-MOST_COMPARED)));
   return html`<div class="stack wide">
@@ -40,8 +53,8 @@ export function Runs() {
       data.runs.length === 0 &&
       (all === 0
         ? html`<${First} />`
-        : html`<${Empty} title="Nothing fits">
-          <p>No run has this state and text.</p>
+        : html`<${Empty} title="No matches">
+          <p>No run has this state and name.</p>
           <${Button} onClick=${() => {
             setState("");
             setText("");
@@ -77,14 +90,15 @@ export function Runs() {
 function First() {
   return html`<${Empty} title="No runs yet">
     <p>
-      Choose a model and a reward model, upload a file of prompts, and start. The model writes the answers
-      while it trains.
+      Choose a model and a reward model, upload a prompt file, and start. The model generates completions while it
+      trains.
     </p>
-    <a class="button primary" href="#/new">Start the first run</a>
-    <p class="small">Runs that <code>rlhf train</code> started under the same folder appear here too.</p>
+    <a class="button primary" href="#/new">Start your first run</a>
+    <p class="small">Runs started by <code>rlhf train</code> in the same folder appear here too.</p>
   <//>`;
 }
 
+/** @param {FiltersProps} props */
 function Filters({ counts, state, setState, text, setText }) {
   return html`<div class="filters">
     <input type="search" class="inline" placeholder="Search names" aria-label="Search names" value=${text}
@@ -100,6 +114,7 @@ function Filters({ counts, state, setState, text, setText }) {
   </div>`;
 }
 
+/** @param {{ runs: T.Run[]; picked: string[]; pick: (id: string) => void }} props */
 function Table({ runs, picked, pick }) {
   return html`<div class="card flush">
     <table class="runs cards">
@@ -111,8 +126,8 @@ function Table({ runs, picked, pick }) {
           <th scope="col">Progress</th>
           <th scope="col" class="number">Reward</th>
           <th scope="col" class="number">KL</th>
-          <th scope="col" class="number">Took</th>
-          <th scope="col" class="number">Made</th>
+          <th scope="col" class="number">Duration</th>
+          <th scope="col" class="number">Created</th>
         </tr>
       </thead>
       <tbody>
@@ -122,6 +137,7 @@ function Table({ runs, picked, pick }) {
   </div>`;
 }
 
+/** @param {{ run: T.Run; picked: boolean; pick: (id: string) => void }} props */
 function Row({ run, picked, pick }) {
   if (run.state === "unreadable") {
     return html`<tr>
@@ -154,11 +170,12 @@ function Row({ run, picked, pick }) {
     </td>
     <td class="number ${"reward/mean" in head ? "" : "nothing"}" data-label="Reward">${number(head["reward/mean"])}</td>
     <td class="number ${"kl/mean" in head ? "" : "nothing"}" data-label="KL">${number(head["kl/mean"])}</td>
-    <td class="number ${run.started ? "" : "nothing"}" data-label="Took">${duration(took(run))}</td>
-    <td class="number" data-label="Made" title=${clock(run.created)}>${ago(run.created)}</td>
+    <td class="number ${run.started ? "" : "nothing"}" data-label="Duration">${duration(took(run))}</td>
+    <td class="number" data-label="Created" title=${clock(run.created)}>${ago(run.created)}</td>
   </tr>`;
 }
 
+/** @param {{ data: T.RunList; pages: (string | null)[]; setPages: (pages: (string | null)[]) => void }} props */
 function Pager({ data, pages, setPages }) {
   if (!data.next && pages.length === 1) return null;
   return html`<nav class="row between" aria-label="Pages">
