@@ -1,4 +1,4 @@
-"""What tests do with the form of a new run again and again."""
+"""What several tests do with the form of a new run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from playwright.sync_api import Page
 
 PROMPTS = "".join(json.dumps({"prompt": f"Write haiku number {i}."}) + "\n" for i in range(30))
+# 24 MB in few lines: more than a socket's buffers take in at once, and checked in half a second.
+LARGE = "".join(json.dumps({"prompt": f"{i} {'x' * 40_000}"}) + "\n" for i in range(600))
 
 
 def file(tmp_path: Path, name: str, content: str) -> Path:

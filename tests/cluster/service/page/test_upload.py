@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.support.browser import Open
-from tests.support.page_forms import PROMPTS, drafted, file, upload
+from tests.support.page_forms import LARGE, PROMPTS, drafted, file, upload
 from tests.support.page_state import Service
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -99,7 +99,7 @@ def test_an_upload_continues_while_another_view_is_open(browse: Open, service: S
     service.taking.clear()
     service.reading.clear()
     page = browse().open("#/new/data")
-    upload(page, file(tmp_path, "large.jsonl", PROMPTS * 20_000))
+    upload(page, file(tmp_path, "large.jsonl", LARGE))
     expect(page.get_by_text("Uploading large.jsonl")).to_be_visible()
     page.get_by_role("link", name="Runs", exact=True).click()
     expect(page.get_by_role("heading", name="No runs yet")).to_be_visible()
@@ -112,7 +112,7 @@ def test_an_upload_continues_while_another_view_is_open(browse: Open, service: S
     service.reading.set()
     drafted(page, "data", {"prompts": str(tmp_path / "ds-1.jsonl")})
     page.get_by_role("link", name="Dataset").click()
-    expect(page.get_by_role("heading", name="RLHF Online, 600,000 prompts, ready")).to_be_visible()
+    expect(page.get_by_role("heading", name="RLHF Online, 600 prompts, ready")).to_be_visible()
 
 
 @pytest.mark.parametrize("when", ["Uploading", "Reading"])
@@ -120,7 +120,7 @@ def test_an_upload_that_is_stopped_leaves_nothing(browse: Open, service: Service
     """Also if the server already has the complete file and would make a dataset of it."""
     (service.taking if when == "Uploading" else service.reading).clear()
     page = browse().open("#/new/data")
-    upload(page, file(tmp_path, "large.jsonl", PROMPTS * 20_000))
+    upload(page, file(tmp_path, "large.jsonl", LARGE))
     expect(page.get_by_text(f"{when} large.jsonl")).to_be_visible()
     page.get_by_role("button", name="Stop").click()
     if when == "Reading":
