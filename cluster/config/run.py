@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from actors.config import GeneratorConfig, LearnerConfig, Placement, PolicyConfig, SyncConfig
 from actors.rewards.config import RewardConfig
 from cluster.config.schema import Node, Schema
-from cluster.config.tree import Tree, apply_overrides, read_yaml
+from cluster.config.tree import Tree, apply_overrides, leaves, read_yaml, set_path, strings_at
 from trainers.algorithms.config import AlgorithmConfig
 from trainers.config import Config, SamplingConfig, TrainConfig
 from trainers.data.config import DataConfig
@@ -228,24 +228,11 @@ def resolve_paths(tree: Mapping[str, Any], base: Path) -> Tree:
         path, colon, name = value.rpartition(":")
         return f"{file(path)}:{name}" if colon and path else value
 
-    new = dict(tree)
+    new: Tree = dict(tree)
     for patterns, change in ((FILES, file), (MODELS, model), (FUNCTIONS, function)):
-        for pattern in patterns:
-            new = _changed(new, pattern.split("."), change)
+        for where, value in [found for pattern in patterns for found in strings_at(tree, pattern) if found[1]]:
+            new = set_path(new, where, change(value))
     return new
-
-
-def _changed(node: Any, keys: Sequence[str], change: Any) -> Any:
-    """`node` with `change` applied to the non-empty strings at a pattern; anything of another shape stays."""
-    if not keys:
-        if isinstance(node, list):
-            return [_changed(item, keys, change) for item in node]
-        return change(node) if isinstance(node, str) and node else node
-    if keys[0] == "*":
-        return [_changed(item, keys[1:], change) for item in node] if isinstance(node, list) else node
-    if isinstance(node, Mapping) and keys[0] in node:
-        return {**node, keys[0]: _changed(node[keys[0]], keys[1:], change)}
-    return node
 
 
 def parse_config(tree: Mapping[str, Any]) -> RunConfig:
@@ -253,7 +240,11 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
 
     Strict: "5" and true are no integers; a list may stand for a tuple and an integer for a float.
     """
-    problems = [Problem(path, f"expected a finite number, found {value}") for path, value in _not_finite(tree, "")]
+    problems = [
+        Problem(path, f"expected a finite number, found {value}")
+        for path, value in leaves(tree)
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
     try:
         config = RunConfig.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
@@ -262,14 +253,6 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
     if problems:
         raise UserError(problems)
     return config
-
-
-def _not_finite(node: Any, path: str) -> Iterator[tuple[str, float]]:
-    children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
-    for key, child in children:
-        yield from _not_finite(child, f"{path}.{key}" if path else str(key))
-    if isinstance(node, float) and not math.isfinite(node):
-        yield path, node
 
 
 def _problems(error: ValidationError) -> list[Problem]:

@@ -1,6 +1,7 @@
-"""The config as a plain tree: how YAML is read, and how one dotted path sets one value in it.
+"""The config as a plain tree: how YAML is read, and how dotted paths name the values in it.
 
-The command line, the service and the sweep all change a tree through `set_path`. It knows yaml and no schema.
+Whoever reads, changes or walks a tree of sections and lists does it with the functions here: `get_path`, `set_path`,
+`leaves` and `strings_at`. It knows yaml and no schema.
 """
 
 from __future__ import annotations
@@ -122,6 +123,43 @@ def _with(node: Any, keys: Sequence[str], value: Any, path: str) -> Any:
         changed = _with(node[index] if index < len(node) else None, rest, value, path)
         return [*node[:index], changed, *node[index + 1 :]]
     raise UserError([Problem(path, f"{key!r} cannot be set inside the value {node!r}, which is no section")])
+
+
+def get_path(tree: Any, path: str) -> Any:
+    """The value at a dotted path; None if there is none.
+
+    >>> get_path({"rewards": [{"weight": 1}]}, "rewards.0.weight")
+    1
+    """
+    node = tree
+    for key in path.split("."):
+        if isinstance(node, Mapping):
+            node = node.get(key)
+        elif isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+            node = node[int(key)]
+        else:
+            return None
+    return node
+
+
+def strings_at(tree: Any, pattern: str) -> Iterator[tuple[str, str]]:
+    """The strings at a dotted path, or in a list there, each with its own path; `*` is every element of a list.
+
+    >>> tree = {"data": {"prompts": ["a", "b"]}, "rewards": [{"model": "m"}, {"path": "f.py:f"}]}
+    >>> [*strings_at(tree, "data.prompts"), *strings_at(tree, "rewards.*.model")]
+    [('data.prompts.0', 'a'), ('data.prompts.1', 'b'), ('rewards.0.model', 'm')]
+    """
+    return _strings(tree, pattern.split("."), ())
+
+
+def _strings(node: Any, keys: Sequence[str], above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    if not keys and isinstance(node, str):
+        yield ".".join(above), node
+    elif isinstance(node, list) and (not keys or keys[0] == "*"):
+        for index, item in enumerate(node):
+            yield from _strings(item, keys[1:], (*above, str(index)))
+    elif keys and isinstance(node, Mapping) and keys[0] in node:
+        yield from _strings(node[keys[0]], keys[1:], (*above, keys[0]))
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

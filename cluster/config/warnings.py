@@ -7,12 +7,11 @@ is a habit of the field, and a value is said to be outside only where it lies fu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import reduce
-from typing import Any
 
 from actors.config import LoraConfig
 from actors.rewards.config import ModelReward
 from cluster.config.run import RunConfig, run_schema
+from cluster.config.tree import get_path
 from trainers.errors import Problem
 
 LARGE = 100_000_000  # parameters; smaller models bear, and need, higher learning rates
@@ -63,15 +62,14 @@ def advise(config: RunConfig, *, parameters: int | None = None) -> list[Problem]
 
 
 def _out_of_range(config: RunConfig) -> Iterator[Problem]:
-    kind, unused = config.algorithm.type, _unused(config)
+    kind, unused, tree = config.algorithm.type, _unused(config), config.model_dump(mode="json")
     for leaf in run_schema().leaves():
         usual = leaf.recommended
         if usual is None or leaf.path in unused:
             continue
         if kind not in (leaf.types or (kind,)) or kind not in (usual.algorithms or (kind,)):
             continue
-        section: Any = config
-        value, width = float(reduce(getattr, leaf.path.split("."), section)), usual.high - usual.low
+        value, width = float(get_path(tree, leaf.path)), usual.high - usual.low
         reasons = _TOO_LOW if value < usual.low - width else _TOO_HIGH if value > usual.high + width else None
         if reasons is not None:
             yield Problem(leaf.path, f"{value:g} is far from the usual {usual}: {reasons[leaf.path]}; set one of these")

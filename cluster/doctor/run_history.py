@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from actors.rewards.config import RewardConfig, reward_names
+from cluster.config.tree import get_path
 from cluster.doctor.curves import Series, series
 from cluster.doctor.finding import Change
 from cluster.doctor.sample_summary import SampleSummary
@@ -35,15 +36,7 @@ class RunHistory:
         >>> RunHistory([], {"rewards": [{"weight": 0}]}).setting("rewards.0.weight")
         0
         """
-        node: Any = self.config
-        for part in path.split("."):
-            if isinstance(node, Mapping):
-                node = node.get(part)
-            elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-                node = node[int(part)]
-            else:
-                return None
-        return node
+        return get_path(self.config, path)
 
     def scaled(self, path: str, factor: float, *, least: float = 0.0, most: float = float("inf")) -> tuple[Change, ...]:
         """The change of a number by a factor, between limits; none where it is absent or would stay as it is.

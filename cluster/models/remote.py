@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from cluster.config.run import MODELS, RunConfig, parse_config
-from cluster.config.tree import set_path
+from cluster.config.tree import set_path, strings_at
 from cluster.models.object_store import (
     StoredFile,
     StoredFolder,
@@ -192,21 +192,8 @@ def _header(folder: StoredFolder, file: StoredFile) -> bytes:
 def addresses(config: RunConfig) -> dict[str, str]:
     """The models of a config that lie in stores: key → address."""
     tree = config.model_dump(mode="json")
-    named = (pair for pattern in MODELS for pair in _named(tree, pattern.split("."), ""))
+    named = (found for pattern in MODELS for found in strings_at(tree, pattern))
     return {where: name for where, name in named if is_address(name)}
-
-
-def _named(node: Any, keys: list[str], where: str) -> Iterator[tuple[str, str]]:
-    if not keys:
-        if isinstance(node, str):
-            yield where, node
-        return
-    if isinstance(node, list):
-        below: Iterable[tuple[Any, Any]] = enumerate(node) if keys[0] == "*" else ()
-    else:
-        below = [(keys[0], node[keys[0]])] if isinstance(node, Mapping) and keys[0] in node else []
-    for key, child in below:
-        yield from _named(child, keys[1:], f"{where}.{key}" if where else str(key))
 
 
 @dataclass(frozen=True, slots=True)

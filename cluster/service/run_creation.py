@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cluster.config.run import RunConfig, parse_config, problems_as_json
-from cluster.config.tree import set_path
+from cluster.config.tree import leaves, set_path
 from cluster.models.remote import addresses
 from cluster.runs.atomic_files import write_atomic
 from cluster.runs.directory import RunDirectory
@@ -166,16 +166,8 @@ def _with_secrets(value: Any, source: Any) -> Any:
         return [_with_secrets(item, source) for item in value]
     if not isinstance(value, str) or "***" not in value:
         return value
-    meant = {text for text in _texts(source) if redacted(text) == value}
+    meant = {text for _, text in leaves(source) if isinstance(text, str) and redacted(text) == value}
     return meant.pop() if len(meant) == 1 else value  # of several none is sure
-
-
-def _texts(node: Any) -> Iterator[str]:
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, Mapping | list):
-        for item in node.values() if isinstance(node, Mapping) else node:
-            yield from _texts(item)
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[dict[str, Any]]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cluster.config.run import RunConfig
+from cluster.config.tree import leaves
 from cluster.models.object_store import address_problem, is_address, within
 from cluster.runs.directory import MERGED
 from cluster.service.settings import Settings
@@ -33,9 +34,9 @@ _SECRET_QUERY = re.compile(r"([?&][^=&\s]*(?:token|key|secret|password|signature
 def vet(config: RunConfig, settings: Settings, *, trusted: Mapping[str, Any] | None = None) -> list[Problem]:
     """What a config names and must not. Values that `trusted`, the config of an existing run, has too may stay."""
     tree = config.model_dump(mode="json")
-    known = {value for _, value in _leaves(trusted or {}) if isinstance(value, str)}
+    known = {value for _, value in leaves(trusted or {}) if isinstance(value, str)}
     problems = []
-    for path, value in _leaves(tree):
+    for path, value in leaves(tree):
         if isinstance(value, str) and value not in known and (problem := _problem(path, value, settings)):
             problems.append(Problem(path, problem))
     return problems
@@ -100,7 +101,7 @@ def vet_bases(
 ) -> list[Problem]:
     """What is wrong with the bases of adapters in stores: `wanted` has the addresses by key, `outlines` the folders of
     what lies there. The base of an address that `trusted` has too may stay as well."""
-    known = {value for _, value in _leaves(trusted or {}) if isinstance(value, str)}
+    known = {value for _, value in leaves(trusted or {}) if isinstance(value, str)}
     problems = []
     for path, address in wanted.items():
         if address not in known and (problem := _check_base(outlines[address], settings)):
@@ -149,17 +150,6 @@ def _check_function(value: str, settings: Settings) -> str | None:
 def _inside(value: str, root: Path) -> bool:
     """Whether an absolute path lies in a folder once links are followed."""
     return value.startswith("/") and Path(os.path.realpath(value)).is_relative_to(root)
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _leaves(value, f"{prefix}.{index}")
-    else:
-        yield prefix, node
 
 
 def redacted(node: Any) -> Any:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config.tree import apply_overrides, parse_override, read_yaml, set_path
+from cluster.config.tree import apply_overrides, get_path, parse_override, read_yaml, set_path, strings_at
 from trainers.errors import UserError
 
 
@@ -117,3 +117,26 @@ def test_what_is_set_is_read_back_and_the_rest_stays(tree, keys, value):
         node = node[key]
     assert node == value
     assert {key: part for key, part in changed.items() if key != keys[0]} == tree
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("a.b", 1), ("c.1.d", 2), ("c.2", None), ("c.x", None), ("a.b.e", None), ("f", None), ("a", {"b": 1})],
+)
+def test_a_value_is_found_by_its_path(path, value):
+    assert get_path({"a": {"b": 1}, "c": [0, {"d": 2}]}, path) == value
+
+
+def test_strings_are_found_by_a_pattern_and_set_by_their_own_path():
+    tree = {
+        "data": {"prompts": ["a", 1], "eval_prompts": "e"},
+        "rewards": [{"model": "m"}, "no section", {"path": "f"}, {"model": None}],
+        "data.eval_prompts": "a key with a dot is another key",
+    }
+    assert list(strings_at(tree, "data.prompts")) == [("data.prompts.0", "a")]
+    assert list(strings_at(tree, "data.eval_prompts")) == [("data.eval_prompts", "e")]
+    assert list(strings_at(tree, "rewards.*.model")) == [("rewards.0.model", "m")]
+    assert list(strings_at(tree, "data.*")) == []  # a section has no elements
+    assert list(strings_at("text", "data")) == []
+    for where, text in strings_at(tree, "rewards.*.model"):
+        assert get_path(set_path(tree, where, text.upper()), where) == "M"
