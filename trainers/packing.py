@@ -88,7 +88,7 @@ def _split_until_every_shard_has_work(cuts: list[list[int]], *, shards: int) -> 
 def pack_samples(samples: Sequence[Sample], *, shards: int, max_tokens: int) -> list[tuple[MicroBatch, ...]]:
     """Micro-batches of each shard for a forward pass over samples that have no advantages yet."""
     split = split_by_budget([len(s.tokens) for s in samples], shards=shards, max_tokens=max_tokens)
-    return [tuple(_sample_batch(samples, indices) for indices in shard) for shard in split]
+    return [tuple(_sample_batch([samples[i] for i in cut], cut) for cut in shard) for shard in split]
 
 
 def unpack_rows(batches: Sequence[MicroBatch], rows: Sequence[Float32Array], into: list[Float32Array | None]) -> None:
@@ -127,8 +127,7 @@ def pack_updates(
     return result
 
 
-def _sample_batch(samples: Sequence[Sample], indices: Sequence[int]) -> MicroBatch:
-    chosen = [samples[i] for i in indices]
+def _sample_batch(chosen: Sequence[Sample], indices: Sequence[int]) -> MicroBatch:
     return MicroBatch(
         order=np.array(indices or [-1], dtype=np.int64),
         lengths=np.array([len(s.tokens) for s in chosen] or [1], dtype=np.int32),
@@ -140,7 +139,7 @@ def _sample_batch(samples: Sequence[Sample], indices: Sequence[int]) -> MicroBat
 
 def _train_batch(samples: Sequence[TrainSample], indices: Sequence[int]) -> MicroBatch:
     chosen = [samples[i] for i in indices]
-    plain = _sample_batch([s.sample for s in samples], indices)
+    plain = _sample_batch([s.sample for s in chosen], indices)
     return MicroBatch(
         order=plain.order,
         tokens=plain.tokens,

@@ -81,4 +81,3 @@ class Generator:
     async def close(self) -> None:
         """End the engine and its workers."""
         await asyncio.to_thread(self._engine.close)
-        self._receiver.close()

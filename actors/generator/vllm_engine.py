@@ -183,16 +183,18 @@ class VllmEngine:
             stepping = bool(self._pending) and not self._paused
             try:
                 queued = self._commands.get(block=not stepping)
-                if queued is None:
-                    return
-                queued[0]()
-                continue
             except queue.Empty:
-                pass
-            for output in self._engine.step():
-                if output.finished:
-                    asked = self._pending.pop(output.request_id)
-                    asked.future.set_result(asked.read(output))
+                for output in self._engine.step():
+                    if output.finished:
+                        self._pending.pop(output.request_id).answer(output)
+                continue
+            if queued is None:
+                return
+            command, futures = queued
+            try:
+                command()
+            except Exception as error:  # noqa: BLE001 - boundary: handed to who waits; the engine has not failed
+                _fail(futures, error)
 
     def _add(self, key: str, tokens: Int32Array, params: SamplingParams, asked: _Asked) -> None:
         try:
@@ -212,6 +214,17 @@ class _Asked:
 
     future: Future[Any]
     read: Callable[[Any], Any]
+
+    def answer(self, output: Any) -> None:
+        """Hand over what the output holds, or why it cannot be read; nothing where its group has failed already."""
+        if self.future.done():
+            return
+        try:
+            result = self.read(output)
+        except Exception as error:  # noqa: BLE001 - boundary: handed to who waits; the engine has not failed
+            self.future.set_exception(error)
+            return
+        self.future.set_result(result)
 
 
 def _completion(output: Any, *, version: int) -> Completion:

@@ -6,9 +6,6 @@ It knows no vLLM, only the engine's methods. The names are those of `weights.Gen
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors.torch import load_file
@@ -17,12 +14,11 @@ from torch import Tensor
 from actors.config import PolicyConfig
 from actors.messages import EngineSpec
 from actors.modeling.peft_adapters import write_plain_adapter
+from actors.runtime.scratch_folder import MEMORY, scratch_folder
 from actors.weights.transfer import tensor_digest, unpack_chunk
 
 if TYPE_CHECKING:
     from actors.generator.vllm_engine import VllmEngine
-
-_MEMORY = Path("/dev/shm")  # files that never touch a disk
 
 
 class Receiver(Protocol):
@@ -46,10 +42,6 @@ class Receiver(Protocol):
 
     async def digests(self) -> list[dict[str, str]]:
         """Of every tensor that is held, for each worker of the engine."""
-        ...
-
-    def close(self) -> None:
-        """Leave nothing behind."""
         ...
 
 
@@ -85,9 +77,6 @@ class ModelReceiver:
         found: list[dict[str, str]] = await self._rpc("received_digests")
         return found
 
-    def close(self) -> None:
-        """See `Receiver`."""
-
     async def _rpc(self, method: str, *args: Any) -> list[Any]:
         return await asyncio.wrap_future(self._engine.rpc(method, *args))
 
@@ -101,8 +90,6 @@ class AdapterReceiver:
     def __init__(self, engine: VllmEngine, policy: PolicyConfig) -> None:
         self._engine = engine
         self._policy = policy
-        home = _MEMORY if _MEMORY.is_dir() else None
-        self._folder = Path(tempfile.mkdtemp(prefix="rlhf-adapter-", dir=home))
         self._version = 0
         self._arrived: dict[str, Tensor] = {}
         self._digests: dict[str, str] = {}
@@ -121,18 +108,13 @@ class AdapterReceiver:
     async def finish(self) -> None:
         """See `Receiver`."""
         self._version += 1
-        directory = self._folder / str(self._version)
-        write_plain_adapter(directory, self._arrived, self._policy)
-        self._arrived = {}
-        held = load_file(directory / "adapter_model.safetensors")  # what vLLM reads, not what we meant to write
-        self._digests = {name: tensor_digest(tensor) for name, tensor in held.items()}
-        await asyncio.wrap_future(self._engine.use_adapter(self._version, str(directory)))
-        shutil.rmtree(directory)
+        with scratch_folder("rlhf-adapter-", MEMORY) as directory:
+            write_plain_adapter(directory, self._arrived, self._policy)
+            self._arrived = {}
+            held = load_file(directory / "adapter_model.safetensors")  # what vLLM reads, not what we meant to write
+            self._digests = {name: tensor_digest(tensor) for name, tensor in held.items()}
+            await asyncio.wrap_future(self._engine.use_adapter(self._version, str(directory)))
 
     async def digests(self) -> list[dict[str, str]]:
         """See `Receiver`."""
         return [self._digests]
-
-    def close(self) -> None:
-        """See `Receiver`."""
-        shutil.rmtree(self._folder, ignore_errors=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from actors.config import PolicyConfig
 from actors.messages import AnnotatedRows, LearnerSpec, UpdateOptions, UpdateReport
+from actors.runtime.actor_group import inner_deadline
 from actors.weights.transfer import GeneratorClient, ObjectStoreSender, Route, SentWeights, WeightSender
 from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import ActorCritic, Mean, Need, Totals
@@ -62,13 +63,13 @@ class Learner:
             init_method=init_method,
             rank=self._rank,
             world_size=self._world_size,
-            timeout=timedelta(seconds=spec.collective_timeout_s),
+            timeout=timedelta(seconds=inner_deadline(spec.collective_timeout_s)),
         )
         self._models = LearnerModels(spec, self._algorithm.needs)
 
     def connect(self, generators: Sequence[ActorHandle], route: Route) -> None:
         """Open the way over which `publish` sends."""
-        client = GeneratorClient(generators, deadline_s=route.deadline_s)
+        client = GeneratorClient(generators, deadline_s=inner_deadline(route.deadline_s))
         source = self._models.policy.exported_weights()
         if route.transport == "ray":
             self._sender = ObjectStoreSender(source, client, rank=self._rank)

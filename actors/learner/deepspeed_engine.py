@@ -255,16 +255,26 @@ class GradientSums:
 
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]], *, world_size: int) -> None:
         self._world_size = world_size
+        self._parameters = dict(named)
         self._sums: dict[str, Tensor] = {}
         for name, parameter in named:
             parameter.register_hook(partial(self._add, name))
 
     def take(self) -> dict[str, Tensor]:
-        """The sums over all ranks since the last call, float32, by name. Every rank calls it."""
-        sums, self._sums = self._sums, {}
-        for name in sorted(sums):
-            torch.distributed.all_reduce(sums[name])
-        return {name: total / self._world_size for name, total in sums.items()}  # `backward` multiplied by it
+        """The sums over all ranks since the last call, float32, by name; 0 where no rank had a gradient.
+
+        Every rank calls it, and all reduce the same names: one may have seen no gradient of a weight (of an expert that
+        none of its tokens chose) that others have.
+        """
+        seen, self._sums = self._sums, {}
+        sums = {}
+        for name, parameter in self._parameters.items():
+            total = seen.get(name)
+            if total is None:
+                total = torch.zeros(_full_shape(parameter), dtype=torch.float32, device=parameter.device)
+            torch.distributed.all_reduce(total)
+            sums[name] = total / self._world_size  # `backward` multiplied by it
+        return sums
 
     def _add(self, name: str, gradient: Tensor) -> None:
         grown = gradient.detach().float()

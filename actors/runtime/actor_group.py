@@ -23,6 +23,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 _PEAK = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
+_INNER_SHARE = 0.9
 _GRACE_S = 1.0  # a rank that dies takes others with it: the cause is the first, but may be reported second
 
 
@@ -34,6 +35,16 @@ def peak_memory() -> int:
     return kibibytes * 1024
 
 
+def inner_deadline(outer_s: float) -> float:
+    """The deadline of waits inside a call whose own deadline is `outer_s`: shorter, so that the inner cause is the one
+    that is reported.
+
+    >>> inner_deadline(600)
+    540.0
+    """
+    return _INNER_SHARE * outer_s
+
+
 class RoleError(RuntimeError):
     """Something failed in a role; the text is what the user sees first."""
 
@@ -41,6 +52,12 @@ class RoleError(RuntimeError):
         self.role, self.rank, self.phase, self.kind, self.message, self.log = role, rank, phase, kind, message, log
         where = f" (log: {log})" if log else ""
         super().__init__(f"{role} {rank} failed in phase {phase!r}: {kind}: {message}{where}")
+
+    def with_log(self, log: Path) -> RoleError:
+        """The same error with the role's log file."""
+        return RoleError(
+            role=self.role, rank=self.rank, phase=self.phase, kind=self.kind, message=self.message, log=str(log)
+        )
 
     def __reduce__(self) -> tuple[Callable[..., RoleError], tuple[Any, ...]]:
         return _rebuild, (self.role, self.rank, self.phase, self.kind, self.message, self.log)
@@ -146,15 +163,22 @@ class ActorGroup:
         try:
             async with asyncio.timeout(deadline_s):
                 return await ref
-        except RayTaskError as error:  # before TimeoutError, which it may be too: Ray gives it its cause's type
-            kind, message = type(error.cause).__name__, str(error.cause) or "(no message)"
-        except ActorDiedError as error:
-            kind, message = "ActorDied", _died(error)
-        except RayError as error:
-            kind, message = type(error).__name__, str(error)
+        except RayError as error:  # before TimeoutError, which it may be too: Ray gives it its cause's type
+            if isinstance(error, RayTaskError) and isinstance(error.cause, RoleError):
+                raise error.cause from None  # this role waited for another one, which is the one to name
+            kind, message = explain(error)
         except TimeoutError:
             kind, message = "Timeout", f"no answer within {deadline_s:g} s"
         raise RoleError(role=self.role, rank=rank, phase=phase, kind=kind, message=message, log=log)
+
+
+def explain(error: RayError) -> tuple[str, str]:
+    """What happened, as a kind and a message: of an exception in the actor, its own; of a dead actor, Ray's report."""
+    if isinstance(error, RayTaskError):
+        return type(error.cause).__name__, str(error.cause) or "(no message)"
+    if isinstance(error, ActorDiedError):
+        return "ActorDied", _died(error)
+    return type(error).__name__, str(error)
 
 
 def _died(error: ActorDiedError) -> str:

@@ -6,14 +6,15 @@ Implements `protocols.WeightSync` over the actors of both; it knows neither's en
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from actors.messages import GenerateRequest, Proof
-from actors.runtime.actor_group import ActorGroup
+from actors.runtime.actor_group import ActorGroup, RoleError
 from actors.runtime.layout import Deadlines
 from actors.weights.transfer import Route, SentWeights, WeightSyncError, compare_digests
 from trainers.config import SamplingConfig
@@ -54,16 +55,18 @@ class WeightSynchronizer:
     async def connect(self, route: Route) -> None:
         """Open the transport; for nccl all parties rendezvous here."""
         handles = list(self._generators.actors)
-        await self._learners.each(
-            "connect", lambda a, _: a.connect.remote(handles, route), deadline_s=self._deadlines.sync
-        )
+        with self._named_generators():
+            await self._learners.each(
+                "connect", lambda a, _: a.connect.remote(handles, route), deadline_s=self._deadlines.sync
+            )
 
     async def publish(self, version: int) -> Proof:
         """See `protocols.WeightSync`. Raises `WeightSyncError` naming replica and tensor, or the gap."""
         deadline = self._deadlines.sync
-        sent: list[SentWeights] = await self._learners.each(
-            "publish weights", lambda a, _: a.publish.remote(), deadline_s=deadline
-        )
+        with self._named_generators():
+            sent: list[SentWeights] = await self._learners.each(
+                "publish weights", lambda a, _: a.publish.remote(), deadline_s=deadline
+            )
         received = await self._generators.each(
             "prove weights", lambda a, _: a.received_digests.remote(), deadline_s=deadline
         )
@@ -72,6 +75,16 @@ class WeightSynchronizer:
                 compare_digests(sent[0].digests, worker, replica=f"generator {replica}")
         await self._generators.each("resume", lambda a, _: a.resume.remote(version), deadline_s=deadline)
         return Proof(version=version, bytes=sent[0].bytes, canary_gap=await self._canary_gap(version))
+
+    @contextmanager
+    def _named_generators(self) -> Iterator[None]:
+        """A generator that failed while a learner waited for it, with its log file, which the learner does not know."""
+        try:
+            yield
+        except RoleError as error:
+            if error.role != self._generators.role or error.log is not None:
+                raise
+            raise error.with_log(self._generators.logs[error.rank]) from None
 
     async def _canary_gap(self, version: int) -> float:
         """Every replica writes a few tokens; the trainer must give them the same log-probabilities."""

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Protocol
 
 import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from torch import Tensor
 
 from actors.config import Transport
+from actors.runtime.actor_group import RoleError, explain
 
 _DIGEST_CHUNK = 1 << 22  # elements widened to int64 at a time: 32 MiB
 _TRANSFER_CHUNK_BYTES = 64 << 20
@@ -118,42 +121,62 @@ def compare_digests(sent: Mapping[str, str], received: Mapping[str, str], *, rep
 class GeneratorClient:
     """The generators' weight-transfer calls, each to all replicas at once, each with a deadline.
 
-    Has the method names of vLLM's own `VLLMWeightSyncClient`, whose trainer engines drive it for nccl and ipc.
+    All waits of one transfer together take at most `deadline_s`, which is shorter than what the driver gives the
+    learner: a generator that hangs or fails is then named, not the learner that waits for it. Has the method names of
+    vLLM's own `VLLMWeightSyncClient`, whose trainer engines drive it for nccl and ipc.
     """
 
     def __init__(self, generators: Sequence[ActorHandle], *, deadline_s: float) -> None:
         self._generators = list(generators)
         self._deadline_s = deadline_s
+        self._ends_at = 0.0  # monotonic
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Tell every replica how to receive (nccl: each is given its own rank offset)."""
+        self._ends_at = monotonic() + self._deadline_s
         refs, offset = [], init_info.get("rank_offset")
         workers = self._workers_per_replica(init_info)
         for i, generator in enumerate(self._generators):
             info = init_info if offset is None else {**init_info, "rank_offset": offset + i * workers}
             refs.append(generator.init_weight_transfer.remote(info))
-        self._wait(refs)
+        self._wait("connect", refs)
 
     def start_weight_update(self) -> None:
         """Pause generation and make every replica ready for new weights."""
-        self._wait([g.start_weight_update.remote() for g in self._generators])
+        self._ends_at = monotonic() + self._deadline_s
+        self._wait("start weight update", [g.start_weight_update.remote() for g in self._generators])
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Hand one chunk to every replica."""
         ref = ray.put(update_info)
-        self._wait([g.update_weights.remote(ref) for g in self._generators])
+        self._wait("load weights", [g.update_weights.remote(ref) for g in self._generators])
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Make the new weights the ones that write."""
         del weight_version  # the driver stamps the version when the proof has passed
-        self._wait([g.finish_weight_update.remote() for g in self._generators])
+        self._wait("finish weight update", [g.finish_weight_update.remote() for g in self._generators])
 
     def _workers_per_replica(self, init_info: dict[str, Any]) -> int:
         world_size = init_info.get("world_size")
         return 0 if world_size is None else (world_size - 1) // len(self._generators)
 
-    def _wait(self, refs: list[Any]) -> None:
-        ray.get(refs, timeout=self._deadline_s)
+    def _wait(self, phase: str, refs: list[Any]) -> None:
+        """Wait for every replica. Raises `RoleError` naming the first that fails, or does not answer in time."""
+        waiting = {ref: rank for rank, ref in enumerate(refs)}
+        while waiting:
+            left = max(0.0, self._ends_at - monotonic())
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
+            if not done:
+                message = f"no answer within {self._deadline_s:g} s"
+                raise RoleError(
+                    role="generator", rank=min(waiting.values()), phase=phase, kind="Timeout", message=message
+                )
+            rank = waiting.pop(done[0])
+            try:
+                ray.get(done[0])
+            except RayError as error:
+                kind, message = explain(error)
+                raise RoleError(role="generator", rank=rank, phase=phase, kind=kind, message=message) from None
 
 
 class ObjectStoreSender:

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from actors.modeling.policy_source import find_origin
 from actors.runtime.actor_group import RoleError, peak_memory
+from actors.runtime.scratch_folder import scratch_folder
 from cluster.config.run import RunConfig
 from cluster.models.remote import addresses, fetched
 from cluster.runs.adalora_ranks import read_ranks
@@ -166,7 +167,11 @@ def ray_cluster() -> Iterator[bool]:
         ray.init(
             address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": environment}
         )
-    else:
+        with _connected():
+            yield False
+        return
+    home = Path(os.environ.get("RAY_TMPDIR") or "/tmp")  # not TMPDIR: the paths of sockets must stay short
+    with scratch_folder("rlhf-ray-", home) as folder:
         ray.init(
             address="local",
             num_cpus=max(len(os.sched_getaffinity(0)), 16),  # logical: the roles set their threads themselves
@@ -174,10 +179,17 @@ def ray_cluster() -> Iterator[bool]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
+            _temp_dir=str(folder),
             runtime_env={"env_vars": environment},
         )
+        with _connected():
+            yield True
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
     try:
-        yield not address
+        yield
     finally:
         ray.shutdown()
 

@@ -117,6 +117,39 @@ def test_a_teacher_tells_its_likeliest_tokens(run: Run, policy: Path) -> None:
         np.testing.assert_allclose(taught.logprobs, best, rtol=0, atol=1e-4)
 
 
+def read_wrongly(kept: dict[str, Any], good: TopLogprobsRequest) -> tuple[str, TopLogprobs]:
+    bad = replace(good, id="bad", places=np.array([len(good.tokens) + 3]))
+    futures = [kept["engine"].teach(bad), kept["engine"].teach(good)]
+    failure = futures[0].exception(timeout=60)
+    return type(failure).__name__, futures[1].result(timeout=60)
+
+
+def test_an_output_that_cannot_be_read_fails_its_own_request_only(run: Run, policy: Path) -> None:
+    """At once, not after the deadline of whoever waits."""
+    run(ensure, replace(tiny.engine_spec(policy), top_logprobs=5))
+    tokens = tiny.prompt_tokens(1, length=9)
+    good = TopLogprobsRequest(id="good", tokens=tokens, places=np.array([1, 8]), top_k=5)
+    failure, answer = run(read_wrongly, good)
+    assert failure == "IndexError"
+    assert answer.ids.shape == (2, 5)
+
+
+def ask_wrongly(kept: dict[str, Any], bad: GenerateRequest, good: GenerateRequest) -> tuple[list[str], int]:
+    refused, asked = kept["engine"].draw(bad), kept["engine"].draw(good)
+    failures = [type(future.exception(timeout=60)).__name__ for future in refused]
+    return failures, len(tiny.results(asked))
+
+
+def test_a_request_that_cannot_be_made_fails_alone(engine: Run) -> None:
+    """Its sampling is refused when it is added, between two steps of the engine."""
+    good = some_requests(groups=1, max_tokens=4)[0]
+    bad = replace(good, id="bad", sampling=good.sampling.model_copy(update={"temperature": -1.0}))
+    failures, written = engine(ask_wrongly, bad, good)
+    assert len(set(failures)) == 1
+    assert "Error" in failures[0]
+    assert written == 3
+
+
 def test_sampling_follows_the_distribution(engine: Run, policy: Path) -> None:
     """800 first tokens against the exact probabilities: Pearson's chi-squared over the ten likeliest and the rest."""
     prompt, n = tiny.prompt_tokens(3), 800

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ tiny.by_value(__name__)
 
 ROUTE = Route(transport="ray", deadline_s=60)
 SAMPLING = SamplingConfig(n=4, temperature=0.7, max_tokens=12)
+NO_CANARIES = Canaries(prompts=(), sampling=SAMPLING, max_gap=1e-3)
 VICTIM = "model.layers.1.mlp.up_proj.weight"
 
 
@@ -88,6 +89,8 @@ class Unreliable(Generator):
     async def update_weights(self, update_info: dict[str, Any]) -> None:
         if self._fault == "no memory":
             raise MemoryError("the device is full")
+        if self._fault == "hang":
+            await asyncio.Event().wait()
         self._new = [*self._new, update_info]
         await super().update_weights(update_info)
 
@@ -250,4 +253,20 @@ def test_a_generator_that_fails_in_an_update_is_told(connected: Stage) -> None:
     connected.tell_generator("no memory")
     with pytest.raises(RoleError, match="the device is full") as caught:
         connected.publish()
-    assert caught.value.phase == "publish weights"
+    failed = caught.value  # not learner 0, which waited for it
+    assert (failed.role, failed.rank, failed.phase, failed.kind) == ("generator", 0, "load weights", "MemoryError")
+    assert failed.log == str(connected.generators.actors.logs[0])
+
+
+@pytest.mark.integration
+def test_a_generator_that_hangs_in_an_update_is_named(connected: Stage) -> None:
+    """The learner waits for it and would run out of time too: the inner deadline is the shorter one."""
+    connected.tell_generator("hang")
+    learning, generating = connected.learners.actors, connected.generators.actors
+    deadlines = replace(tiny.DEADLINES, sync=10)
+    sync = WeightSynchronizer(
+        learning, generating, connected.learners.logprobs, canaries=NO_CANARIES, deadlines=deadlines
+    )
+    tiny.run(sync.connect(replace(ROUTE, deadline_s=10)))
+    with pytest.raises(RoleError, match=r"generator 0 failed in phase 'load weights': Timeout: no answer within 9 s"):
+        tiny.run(sync.publish(99))

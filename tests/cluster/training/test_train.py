@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 RLHF = str(Path(sys.executable).with_name("rlhf"))
 MARK = "RLHF_TEST_MARK"
+SHARED_MEMORY = "/dev/shm"
 TIMED = ("time", "time/", "throughput/", "weights/sync_s")
 STEPS = 6
 
@@ -54,6 +56,11 @@ class Workspace:
     """A folder with models, prompts and rewards, and a way to run configs in it."""
 
     path: Path
+    scratch: Path  # every temporary file of the runs
+
+    def leftovers(self) -> list[str]:
+        """Temporary files, Ray's sessions and sockets among them, and shared memory."""
+        return sorted(f"{folder}/{name}" for folder in (self.scratch, SHARED_MEMORY) for name in os.listdir(folder))
 
     def config(self, name: str, **changes: object) -> Path:
         tree = {
@@ -82,7 +89,7 @@ class Workspace:
             [RLHF, "train", str(config), *arguments],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, MARK: mark},
+            env={**os.environ, MARK: mark, "TMPDIR": str(self.scratch), "RAY_TMPDIR": str(self.scratch)},
             cwd=self.path,
             start_new_session=True,
         )
@@ -132,7 +139,7 @@ class Process:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     path = tmp_path_factory.mktemp("train")
     make_random_policy(path / "policy", tie_word_embeddings=True)
     make_random_reward_model(path / "reward")
@@ -140,15 +147,18 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     for name, first in (("prompts", 10), ("held_out", 70)):
         records = [{"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(first, first + 12)]
         (path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    return Workspace(path)
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as scratch:  # short: it holds Ray's sockets
+        yield Workspace(path, Path(scratch))
 
 
 @pytest.fixture(scope="module")
 def straight(workspace: Workspace) -> Path:
-    """A run that nothing disturbed."""
+    """A run that nothing disturbed, and that leaves nothing behind."""
+    before = workspace.leftovers()
     process = workspace.start(workspace.config("straight"))
     assert process.wait() == 0, process.text()
     assert process.left_behind() == []
+    assert workspace.leftovers() == before
     return workspace.run_of("straight")
 
 
@@ -227,6 +237,7 @@ def test_killed_interrupted_and_resumed_is_as_never_stopped(straight: Path, work
     ]
     config = workspace.config("torn", policy={"model": f"file://{store}/policy", "dtype": "float32"}, rewards=rewards)
 
+    before = workspace.leftovers()
     first = workspace.start(config)
     first.until(lambda: list(workspace.path.glob("runs/*-torn-*/checkpoints/step-000002/manifest.json")), "checkpoint")
     first.process.kill()
@@ -247,6 +258,7 @@ def test_killed_interrupted_and_resumed_is_as_never_stopped(straight: Path, work
         assert (run / "checkpoints" / f"step-{record['step']:06d}" / "manifest.json").exists()
         third = workspace.start(config)
         assert third.wait() == 0, third.text()
+    assert workspace.leftovers() == before, "what the killed run left is removed by the next"
 
     assert workspace.run_of("torn") == run, "a resume goes on in the same directory"
     assert deterministic(run) == deterministic(straight)
