@@ -83,14 +83,14 @@ class Unreliable(Generator):
         self._fault = fault
 
     async def start_weight_update(self) -> None:
+        if self._fault == "hang":
+            await asyncio.Event().wait()
         self._old, self._new = self._new, []
         await super().start_weight_update()
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
         if self._fault == "no memory":
             raise MemoryError("the device is full")
-        if self._fault == "hang":
-            await asyncio.Event().wait()
         self._new = [*self._new, update_info]
         await super().update_weights(update_info)
 
@@ -268,5 +268,7 @@ def test_a_generator_that_hangs_in_an_update_is_named(connected: Stage) -> None:
         learning, generating, connected.learners.logprobs, canaries=NO_CANARIES, deadlines=deadlines
     )
     tiny.run(sync.connect(replace(ROUTE, deadline_s=10)))
-    with pytest.raises(RoleError, match=r"generator 0 failed in phase 'load weights': Timeout: no answer within 9 s"):
+    with pytest.raises(
+        RoleError, match=r"generator 0 failed in phase 'start weight update': Timeout: no answer within 9 s"
+    ):
         tiny.run(sync.publish(99))
