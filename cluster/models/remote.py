@@ -29,7 +29,8 @@ from cluster.models.object_store import (
     run_with_stall_timeout,
 )
 from cluster.runs.atomic_files import RunDirectoryError, explained, free_bytes, fsync, write_atomic
-from cluster.runs.directory import RunDirectory, find_resumable
+from cluster.runs.directory import RunDirectory
+from cluster.runs.resume import find_resumable
 from trainers.errors import Problem, UserError
 
 WEIGHTS = ".safetensors"

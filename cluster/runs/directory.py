@@ -1,4 +1,4 @@
-"""A run's directory, `<root>/<run id>/`: its layout, its `run.json`, its lock, and which run a resume continues.
+"""A run's directory, `<root>/<run id>/`: its layout, its `run.json` and its lock.
 
 It knows pydantic, YAML and the operating system; no torch and no engine, so that the service may import it.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
-import json
-import logging
 import os
 import platform
 import re
@@ -25,13 +23,9 @@ from typing import Any, Final, Literal, TypeAlias, TypedDict, Unpack
 import yaml
 from pydantic import AwareDatetime, BaseModel, Field, FiniteFloat, ValidationError
 
-from cluster.config.tree import leaves
 from cluster.runs.atomic_files import RunDirectoryError, explained, free_bytes, fsync, remove_temporaries, write_atomic
-from cluster.runs.checkpoint import checkpoint_steps
 from trainers.config import Config
 from trainers.errors import Problem, UserError
-
-logger = logging.getLogger(__name__)
 
 RunState: TypeAlias = Literal["queued", "running", "paused", "succeeded", "failed", "stopped"]
 
@@ -50,9 +44,6 @@ _PACKAGES: Final = (
     "numpy",
     "pyarrow",
 )
-# What a resume may change; train.steps may grow. Sections, and any key of the name.
-_MAY_CHANGE: Final = ("root", "logging", "checkpoint", "eval", "timeouts", "generators")
-_MAY_CHANGE_ANYWHERE: Final = "timeout_s"
 
 
 class RunError(Config):
@@ -161,7 +152,11 @@ class RunDirectory:
         now = datetime.now(UTC)
         tree = config.model_dump(mode="json")
         record = RunRecord(
-            id=new_run_id(name, now), name=name, steps=_steps(tree), created=now, versions=package_versions()
+            id=new_run_id(name, now),
+            name=name,
+            steps=int(tree["train"]["steps"]),
+            created=now,
+            versions=package_versions(),
         )
         path, partial = root / record.id, root / f".{record.id}.partial"
         try:
@@ -256,91 +251,6 @@ class RunDirectory:
                 file.flush()
             remove_temporaries(self.path)
             yield
-
-
-def list_runs(root: Path) -> list[RunDirectory]:
-    """The runs under `root`, oldest first; a directory whose `run.json` cannot be read is logged and left out."""
-    found = []
-    for file in root.glob("*/run.json"):
-        try:
-            found.append((RunDirectory(file.parent).record(), file.parent))
-        except UserError as error:
-            logger.warning("left out: %s", error)
-    found.sort(key=lambda pair: (pair[0].created, pair[0].id))
-    return [RunDirectory(path) for _, path in found]
-
-
-def find_resumable(root: Path, config: BaseModel) -> RunDirectory | None:
-    """The newest run under `root` that `config` continues, for `--resume auto`; None: start a new one.
-
-    It has the same `name` and the same config (except for what a resume may change), has not succeeded (or has fewer
-    steps than `config`), and has a checkpoint, whose digests are checked when it is loaded. Newer runs of that name
-    that differ are logged, with the keys that differ.
-    """
-    tree = config.model_dump(mode="json")
-    for run in reversed(list_runs(root)):
-        record = run.record()
-        if record.name != tree["name"] or (record.state == "succeeded" and record.step >= _steps(tree)):
-            continue
-        if not checkpoint_steps(run.checkpoints):
-            continue
-        try:
-            differing = resume_differences(run.config(), config)
-        except UserError as error:
-            logger.warning("run %s is not resumed: %s", record.id, error)
-            continue
-        if not differing:
-            return run
-        keys = "; ".join(f"{problem.where}: {problem.message}" for problem in differing)
-        logger.warning("run %s is not resumed, its config differs: %s", record.id, keys)
-    return None
-
-
-def resume_differences(saved: Mapping[str, Any], config: BaseModel) -> list[Problem]:
-    """The keys for which `config` is another run than the one that was saved as the tree `saved`.
-
-    The saved tree is parsed by `config`'s own class first, so that a key that was added since counts as its default.
-    A key that was removed since, or whose value is not accepted any more, is a difference. `train.steps` may grow.
-
-    >>> from trainers.config import SamplingConfig
-    >>> resume_differences({"n": 4, "max_tokens": 512}, SamplingConfig(n=8))
-    [Problem(where='n', message='4 in the saved run, 8 now')]
-    """
-    given = config.model_dump(mode="json")
-    kept = {key: value for key, value in saved.items() if key not in _MAY_CHANGE}
-    changed = {key: given[key] for key in _MAY_CHANGE if key in given}
-    try:
-        parsed = type(config).model_validate_json(json.dumps({**kept, **changed}), strict=True)
-    except ValidationError as error:
-        return [_not_accepted(saved, detail) for detail in error.errors(include_url=False)]
-    old, new = dict(leaves(parsed.model_dump(mode="json"))), dict(leaves(given))
-    problems = []
-    for key in (*old, *(key for key in new if key not in old)):
-        before, now = old.get(key, "absent"), new.get(key, "absent")
-        if before == now or key.rpartition(".")[2] == _MAY_CHANGE_ANYWHERE:
-            continue
-        if key == "train.steps" and now > before:
-            continue
-        problems.append(Problem(key, f"{before} in the saved run, {now} now"))
-    return problems
-
-
-def _not_accepted(saved: Any, detail: Any) -> Problem:
-    """A problem of the saved tree in this version; pydantic's place without the tags of unions."""
-    node: Any = saved
-    parts: list[str] = []
-    for part in detail["loc"]:
-        if (isinstance(node, Mapping) and part in node) or (isinstance(node, list) and isinstance(part, int)):
-            node = node[part]
-            parts.append(str(part))
-    if detail["type"] == "missing":
-        return Problem(".".join([*parts, str(detail["loc"][-1])]), "absent in the saved run, required now")
-    reason = "is not a key now" if detail["type"] == "extra_forbidden" else f"not accepted now ({detail['msg']})"
-    return Problem(".".join(parts), f"{node} in the saved run, {reason}")
-
-
-def _steps(tree: Mapping[str, Any]) -> int:
-    return int(tree["train"]["steps"])
 
 
 def _write_record(path: Path, record: RunRecord) -> None:

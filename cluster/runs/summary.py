@@ -6,6 +6,7 @@ It knows the run's directory and how its metrics are read, while another process
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,16 @@ def read_run(path: Path) -> RunSummary:
 
 
 def list_runs(root: Path) -> list[RunSummary]:
-    """Every run under a root, oldest first; a folder without `run.json` is none. UserError where there is no root."""
+    """Every run under a root, oldest first; a folder without `run.json` is not one. UserError if there is no root."""
     if not root.is_dir():
         raise UserError([Problem(str(root), "no such folder; give the folder that holds the runs with --root")])
-    return [read_run(file.parent) for file in sorted(root.glob("*/run.json"))]
+    runs = [read_run(file.parent) for file in root.glob("*/run.json")]
+    return sorted(runs, key=lambda run: (_age(run), run.id))
+
+
+def _age(run: RunSummary) -> str:
+    """Sorts like the time of creation; an id begins with it, to the second."""
+    return f"{run.record.created.astimezone(UTC):%Y%m%d-%H%M%S-%f}" if run.record else run.id
 
 
 def find_run(root: Path, run_id: str) -> RunSummary:

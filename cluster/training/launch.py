@@ -29,9 +29,10 @@ from cluster.models.remote import addresses, fetched
 from cluster.runs.adalora_ranks import read_ranks
 from cluster.runs.checkpoint import Checkpoint, CheckpointStore
 from cluster.runs.daemon_threads import run_within
-from cluster.runs.directory import RunDirectory, RunError, find_resumable, resume_differences
+from cluster.runs.directory import RunDirectory, RunError
 from cluster.runs.prompts_cache import PromptsCache, known_lengths
 from cluster.runs.recorder import Recorder
+from cluster.runs.resume import find_resumable, resume_differences
 from cluster.training.driver import Data, Driver, Interrupted, Sinks
 from cluster.training.progress import make_progress
 from cluster.training.recording import Recording

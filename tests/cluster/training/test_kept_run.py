@@ -11,7 +11,8 @@ import pytest
 
 from cluster.config.run import RunConfig, load_config
 from cluster.runs.checkpoint import DriverState, verify
-from cluster.runs.directory import RunDirectory, find_resumable
+from cluster.runs.directory import RunDirectory
+from cluster.runs.resume import find_resumable
 from cluster.runs.summary import details, find_run
 from cluster.training.launch import choose_run
 from tests.support.fake_runs import Run
