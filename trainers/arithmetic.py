@@ -1,8 +1,8 @@
 """The arithmetic task of the demo and the tests: two-operand sums, the rule that checks them, pairs to prefer.
 
-A prompt is a sum such as "37+48=" and its answer is "85", the operands being 0 to 99. Every sum belongs for good
-either to the training part or to the held-out part, in both orders of its operands, so that nothing learned from
-37+48 is measured on 48+37. It knows the standard library only; what learns from it is in tiny_models.py.
+A prompt is a sum such as "37+48=" and its answer is "85", the operands being 0 to 99. Every sum belongs
+either to the training part or to the held-out part, in both orders of its operands, so that 48+37 is not held out if
+37+48 is trained on. It knows the standard library only; tiny_models.py has the models.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def sums(*, held_out: bool) -> list[tuple[int, int]]:
 
 
 def make_prompts(n: int, *, seed: int, held_out: bool = False) -> list[dict[str, str]]:
-    """`n` different records as a prompts file holds them; raises ValueError where the part has fewer sums.
+    """`n` different records of a prompts file; raises ValueError if the part has fewer sums.
 
     >>> make_prompts(1, seed=0)
     [{'prompt': '69+99=', 'answer': '168'}]
@@ -55,7 +55,7 @@ def write_prompts(path: Path, n: int, *, seed: int, held_out: bool = False) -> N
 
 
 def is_correct(completion: str, answer: str) -> bool:
-    """The rule: the completion is the answer, white space around it aside, and nothing else.
+    """The rule: the completion is the answer and nothing else, apart from white space around it.
 
     >>> is_correct("85", "85"), is_correct("085", "85"), is_correct("85!", "85")
     (True, False, False)
@@ -74,7 +74,7 @@ def make_pairs(n: int, *, seed: int, held_out: bool = False) -> list[dict[str, s
 
 
 def near_miss(answer: str, rng: random.Random) -> str:
-    """A wrong number beside the right one: mostly one digit that is another one, often the next; or a lost carry."""
+    """A wrong number near the right one: mostly one digit changed, often by one; or a lost carry."""
     while True:
         place = rng.randrange(len(answer))
         digit = int(answer[place]) + rng.choice([-1, -1, 1, 1, rng.randrange(10)])
@@ -86,7 +86,7 @@ def near_miss(answer: str, rng: random.Random) -> str:
 
 
 def wrong_answer(answer: str, rng: random.Random) -> str:
-    """Any answer that the rule refuses: another number, the right one with something more or less, no number."""
+    """Any answer that the rule refuses: another number, the right one with additions or omissions, or not a number."""
     while True:
         digits = "".join(rng.choices("0123456789", k=rng.randint(1, 8)))
         text = "".join(chr(rng.randrange(32, 127)) for _ in range(rng.randint(0, 8)))

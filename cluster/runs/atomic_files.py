@@ -36,7 +36,7 @@ class RunDirectoryError(RuntimeError):
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """GpuSharing an `OSError` of the block, which writes `path`, into a `RunDirectoryError` that says what to do."""
+    """Turns an `OSError` of the block, which writes `path`, into a `RunDirectoryError` with what to do."""
     try:
         yield
     except OSError as error:

@@ -72,7 +72,7 @@ def test_the_preference_loss_is_bradley_terrys_and_centred() -> None:
     def cost(margins: list[float]) -> float:  # −log σ, mean
         return float(np.mean([np.log1p(np.exp(-m)) for m in margins]))
 
-    final = cost([2.0 + 1.0, 2.0 - 0.2]) + tiny_models.CENTRE * float(np.mean([(2.0 - 1.0) ** 2, (2.0 + 0.2) ** 2]))
+    final = cost([2.0 + 1.0, 2.0 - 0.2]) + tiny_models.CENTER * float(np.mean([(2.0 - 1.0) ** 2, (2.0 + 0.2) ** 2]))
     by_token = cost([0.5 + 0.5, 1.0 - 0.3, 2.0 + 1.0, 1.0 - 0.2])
     loss = tiny_models._preference_loss(torch.tensor(scores), ids, lengths, right=1)
     assert loss.item() == pytest.approx(final + by_token, rel=1e-12)
