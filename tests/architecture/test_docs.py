@@ -6,6 +6,7 @@ import ast
 import itertools
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import typer
 import yaml
 
 from cluster.cli.main import app
-from cluster.config.run import RunConfig, run_schema
+from cluster.config.run import RunConfig, load_config, run_schema
+from cluster.planning.plan import find_problems
+from trainers.tiny_models import make_random_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -185,6 +188,18 @@ def test_example_configs_are_valid(page: Path) -> None:
         tree = yaml.safe_load(block)
         if "policy" in tree and "algorithm" in tree:
             RunConfig.model_validate(tree)
+
+
+def test_the_first_run_of_the_front_page_has_no_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files as a reader copies them, with an untrained policy where the demo's is."""
+    front = (ROOT / "README.md").read_text(encoding="utf-8")
+    for language, name in (("json", "prompts.jsonl"), ("python", "rewards.py"), ("yaml", "run.yaml")):
+        block = re.search(rf"^   ```{language}\n(.*?)^   ```", front, re.MULTILINE | re.DOTALL)
+        assert block is not None
+        (tmp_path / name).write_text(textwrap.dedent(block[1]), encoding="utf-8")
+    make_random_policy(tmp_path / ".cache" / "demo" / "policy")
+    monkeypatch.chdir(tmp_path)
+    assert find_problems(load_config(Path("run.yaml"), ["sampling.n=16"])) == []
 
 
 def messages() -> str:
