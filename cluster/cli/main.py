@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed, 2 bad input or config, 130 interrupted.
 from __future__ import annotations
 
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any
 
 import typer
@@ -44,6 +45,7 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", show_default=
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", show_default=False, help="Config values to change.")
 ]
+_OWN_PROCESS = "own process"  # of the console script: what it imports is for its command alone
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Root = Annotated[Path, typer.Option(help="Folder that contains the runs.")]
 
@@ -53,6 +55,14 @@ def print_problems(problems: tuple[Problem, ...]) -> None:
     for problem in problems:
         typer.echo(f"{problem.where}: {problem.message}", err=True)
     typer.echo(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found", err=True)
+
+
+def _import_no_models(context: typer.Context) -> None:
+    """For a command that only tokenizes: transformers without torch, unless others use this process too."""
+    if context.obj == _OWN_PROCESS:
+        from trainers.data.tokenizers_only import import_tokenizers
+
+        import_tokenizers()
 
 
 def _print_json(value: Any) -> None:
@@ -87,6 +97,7 @@ def _options(
 
 @app.command()
 def train(
+    context: typer.Context,
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[
@@ -94,9 +105,11 @@ def train(
     ] = "auto",
 ) -> None:
     """Train, or resume: on the cluster at RAY_ADDRESS, else on this machine."""
+    began = monotonic()
     from cluster.config.run import load_config
 
-    run = load_config(config, overrides or [])
+    run = load_config(config, overrides or [])  # before anything heavy: most mistakes are seen here
+    _import_no_models(context)
     from cluster.models.remote import as_resumed
     from cluster.planning.plan import find_problems
 
@@ -105,13 +118,16 @@ def train(
         problems = [Problem("--resume", f"no such folder: {resume}; give auto, never or a run's directory"), *problems]
     if problems:
         raise UserError(problems)
+    checked = monotonic()
     from cluster.training import launch
 
-    raise typer.Exit(launch.train(run, resume=resume).exit_code)
+    spent = {"check the config": checked - began, "import": monotonic() - checked}
+    raise typer.Exit(launch.train(run, resume=resume, spent=spent).exit_code)
 
 
 @app.command()
 def plan(
+    context: typer.Context,
     config: ConfigFile,
     overrides: Overrides = None,
     gpus: Annotated[
@@ -129,6 +145,7 @@ def plan(
         if as_json:
             _print_json({"problems": problems_as_json(error.problems)})
         raise
+    _import_no_models(context)
     from cluster.planning.plan import as_json as plan_as_json
     from cluster.planning.plan import make_plan, render
 
@@ -320,4 +337,4 @@ def runs_stop(
 
 def main() -> None:
     """The console script."""
-    app()
+    app(obj=_OWN_PROCESS)

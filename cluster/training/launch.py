@@ -60,10 +60,19 @@ class Outcome:
     peak_memory: Mapping[str, int]  # bytes, of each process that ended well
 
 
-def train(config: RunConfig, *, resume: str = "auto", console: Console | None = None) -> Outcome:
-    """Train to the end, an interruption or a failure. Raises UserError for what the user can fix."""
+def train(
+    config: RunConfig,
+    *,
+    resume: str = "auto",
+    console: Console | None = None,
+    spent: Mapping[str, float] | None = None,
+) -> Outcome:
+    """Train to the end, an interruption or a failure. Raises UserError for what the user can fix.
+
+    `spent`: seconds of what came before, by name.
+    """
     run, resumed = choose_run(config, resume)
-    progress = Recording(make_progress(console or Console()), run)
+    progress = Recording(make_progress(console or Console()), run, spent=spent)
     memory: dict[str, int] = {}
     try:
         with run.locked():

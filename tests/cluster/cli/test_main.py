@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from cluster.cli.main import app
 from cluster.runs.directory import RunDirectory
 from trainers.config import Config
+from trainers.tiny_models import make_random_policy
 
 RLHF = [sys.executable, "-c", "from cluster.cli.main import main; main()"]
 
@@ -157,3 +158,33 @@ def test_importing_the_command_line_loads_nothing_heavy():
     heavy = "{'torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'numpy', 'pydantic', 'rich'}"
     code = f"import sys, cluster.cli.main; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message", "unneeded"),
+    [
+        ("train.steps=0", "train.steps: expected integer ≥ 1, found 0", {"torch", "ray", "transformers", "numpy"}),
+        ("sampling.max_tokens=100000", "the model's context has", {"torch", "ray"}),
+    ],
+)
+def test_a_mistake_is_refused_before_what_it_does_not_need_is_imported(tmp_path, mistake, message, unneeded):
+    """The first is one that the schema sees, the second one that needs the model's files and tokenizer."""
+    make_random_policy(tmp_path / "policy")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1="}\n')
+    tree = {
+        "root": str(tmp_path / "runs"),
+        "policy": {"model": "./policy"},
+        "data": {"prompts": "prompts.jsonl", "max_prompt_tokens": 64},
+        "rewards": [{"type": "http", "url": "http://judge/score"}],
+        "algorithm": {"type": "grpo"},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
+    code = (
+        "import sys\nfrom cluster.cli.main import main\ntry:\n    main()\nfinally:\n"
+        f"    print(sorted({unneeded} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, "train", str(tmp_path / "run.yaml"), mistake]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert message in done.stderr
+    assert "1 problem found" in done.stderr
