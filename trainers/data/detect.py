@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainers.data.findings import SHOWN, Evidence, Finding, LineProblem, plural, printable, shown
-from trainers.data.messages import check_messages, ends_with_answer
+from trainers.data.messages import check_messages, ends_with_response
 from trainers.data.strict import not_an_object
 
 
@@ -29,7 +29,7 @@ MESSAGES = Shape("rlhf-online", "`messages` ending in a user or tool turn, no re
 RESPONSE_FIELDS = ("response", "completion")  # the first that has a value decides
 PROMPT_RESPONSE = {name: Shape("sft", f"`prompt` and `{name}`") for name in RESPONSE_FIELDS}
 MESSAGES_RESPONSE = {name: Shape("sft", f"`messages` and `{name}`") for name in RESPONSE_FIELDS}
-MESSAGES_ANSWERED = Shape("sft", "`messages` ending in an assistant turn")
+MESSAGES_ASSISTANT_LAST = Shape("sft", "`messages` ending in an assistant turn")
 INSTRUCTION_OUTPUT = Shape("sft", "`instruction` and `output`")
 CHOSEN_REJECTED = Shape("preference", "`chosen` and `rejected`")
 REJECTED = {name: Shape("preference", f"`{name}`") for name in ("rejected_response", "rejected_messages")}
@@ -83,8 +83,8 @@ def inspect(record: Any) -> tuple[Shape | None, list[Finding]]:
         findings = check_messages(messages)
         if any(f.severity == "error" for f in findings):
             return None, findings
-        if ends_with_answer(messages):
-            return MESSAGES_ANSWERED, findings
+        if ends_with_response(messages):
+            return MESSAGES_ASSISTANT_LAST, findings
         name = _response_field(record)
         return (MESSAGES_RESPONSE[name] if name else MESSAGES), findings
     if prompt is not None:
@@ -125,7 +125,7 @@ def _labeled(record: dict[str, Any]) -> Shape | None:
         return LABELED[name]
     if _is_alpaca(record):
         return LABELED["output"]
-    return LABELED_MESSAGES if ends_with_answer(record.get("messages")) else None
+    return LABELED_MESSAGES if ends_with_response(record.get("messages")) else None
 
 
 def _response_field(record: dict[str, Any]) -> str | None:

@@ -22,7 +22,7 @@ _ROLE_REWRITES = {
 }
 
 
-def without_answer(messages: Sequence[Any]) -> Sequence[Any]:
+def without_response(messages: Sequence[Any]) -> Sequence[Any]:
     """The turns before the trailing assistant turns: what the model is prompted with."""
     end = len(messages)
     while end and isinstance(messages[end - 1], dict) and messages[end - 1].get("role") == "assistant":
@@ -30,7 +30,7 @@ def without_answer(messages: Sequence[Any]) -> Sequence[Any]:
     return messages[:end]
 
 
-def ends_with_answer(messages: Any) -> bool:
+def ends_with_response(messages: Any) -> bool:
     """True if the last turn is the assistant's."""
     return bool(
         isinstance(messages, list)
@@ -66,7 +66,7 @@ def check_messages(messages: Any) -> list[Finding]:
     findings = [f for i, message in enumerate(messages) for f in _check_message(f"messages[{i}]", message)]
     if findings:
         return findings
-    return list(_check_last(without_answer(messages), len(messages))) or list(_check_earlier(messages))
+    return list(_check_last(without_response(messages), len(messages))) or list(_check_earlier(messages))
 
 
 def _check_message(path: str, message: Any) -> Iterator[Finding]:
@@ -132,7 +132,7 @@ def _blank(text: str) -> str:
 def _check_earlier(messages: Sequence[dict[str, Any]]) -> Iterator[Finding]:
     """Turn order and empty turns are for the chat template to judge: warnings, at most one for each message."""
     before = None
-    last = len(without_answer(messages)) - 1
+    last = len(without_response(messages)) - 1
     for i, message in enumerate(messages):
         odd = _odd_order(before, message["role"], i)
         if odd is not None:

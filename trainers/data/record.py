@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainers.data.detect import RESPONSE_FIELDS
-from trainers.data.messages import without_answer
+from trainers.data.messages import without_response
 from trainers.types import Message, Prompt
 
 _PROMPT_FIELDS = ("prompt", "messages")
@@ -22,7 +22,7 @@ def to_prompt(record: Mapping[str, Any], *, source: str, line: int) -> Prompt:
     left_out = {*_PROMPT_FIELDS, *(name for name in RESPONSE_FIELDS if record.get(name) is not None)}
     messages: tuple[Message, ...]
     if record.get("messages") is not None:
-        messages = tuple(without_answer(record["messages"]))
+        messages = tuple(without_response(record["messages"]))
     elif record.get("prompt") is not None:
         messages = (_user(record["prompt"]),)
     else:
@@ -35,7 +35,7 @@ def to_prompt(record: Mapping[str, Any], *, source: str, line: int) -> Prompt:
 def response_of(record: Mapping[str, Any]) -> str | None:
     """The response in `sft` data, if it is a text; GKD may train on it."""
     values = [record.get(name) for name in RESPONSE_FIELDS]
-    if record.get("messages") is not None and len(without_answer(record["messages"])) < len(record["messages"]):
+    if record.get("messages") is not None and len(without_response(record["messages"])) < len(record["messages"]):
         values.append(record["messages"][-1].get("content"))
     elif record.get("prompt") is None:
         values.append(record.get("output"))

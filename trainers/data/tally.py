@@ -11,7 +11,7 @@ import numpy as np
 
 from trainers.data.detect import Detector, Shape
 from trainers.data.findings import SHOWN, FileReport, Finding, Findings, LineProblem, plural
-from trainers.data.messages import without_answer
+from trainers.data.messages import without_response
 
 _PLAIN_TURN = 2  # keys of a message that has only role and content
 
@@ -95,7 +95,7 @@ def prompt_key(record: Mapping[str, Any]) -> Hashable:
     """What two records must share to count as the same prompt; a `prompt` equals one user turn of the same text."""
     messages = record.get("messages")
     if isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages):
-        turns = without_answer(messages)
+        turns = without_response(messages)
         if all(type(m.get("content")) is str and type(m.get("role")) is str and len(m) == _PLAIN_TURN for m in turns):
             return turns_key(tuple([m["role"] for m in turns]), tuple([m["content"] for m in turns]))
         return repr([sorted(m.items(), key=lambda item: str(item[0])) for m in turns])

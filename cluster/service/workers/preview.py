@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.service.workers.truncate import CUT, MOST_ITEMS, OVER, JsonBudget
 from trainers.data.detect import inspect
-from trainers.data.messages import without_answer
+from trainers.data.messages import without_response
 from trainers.data.parquet import batch_rows
 from trainers.data.record import to_prompt
 from trainers.data.strict import DecodeError, loads
@@ -63,7 +63,7 @@ def _parts(line: int, record: Any) -> tuple[Sequence[Any] | None, Mapping[str, A
         prompt = to_prompt(record, source=str(line), line=line)
         messages = record["messages"] if record.get("messages") is not None else prompt.messages
         return messages, _columns(prompt.columns), None
-    turns = without_answer(record["messages"]) if isinstance(record.get("messages"), list) else None
+    turns = without_response(record["messages"]) if isinstance(record.get("messages"), list) else None
     return turns, _columns(record), None
 
 

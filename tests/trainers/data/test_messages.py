@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainers.data.messages import check_messages, ends_with_answer, without_answer
+from trainers.data.messages import check_messages, ends_with_response, without_response
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}
@@ -97,8 +97,8 @@ def test_roles_of_other_formats_are_told_their_name_here(role: str, rewrite: str
     assert rewrite in finding.expected
 
 
-def test_answers_are_taken_off_the_end() -> None:
-    assert without_answer([USER, ANSWER, USER, ANSWER, ANSWER]) == [USER, ANSWER, USER]
-    assert ends_with_answer([USER, ANSWER])
-    assert not ends_with_answer([USER, ANSWER, USER])
-    assert not ends_with_answer("text")
+def test_responses_are_removed_from_the_end() -> None:
+    assert without_response([USER, ANSWER, USER, ANSWER, ANSWER]) == [USER, ANSWER, USER]
+    assert ends_with_response([USER, ANSWER])
+    assert not ends_with_response([USER, ANSWER, USER])
+    assert not ends_with_response("text")
