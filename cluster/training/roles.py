@@ -23,6 +23,7 @@ from actors.learner.actor import Learner
 from actors.learner.group import LearnerGroup, learner_seats
 from actors.messages import EngineSpec, LearnerSpec
 from actors.protocols import Roles
+from actors.rewards.config import reward_names
 from actors.rewards.scorer import Scorer
 from actors.runtime.actor_group import ActorGroup, Seat, launch
 from actors.runtime.gpu_sharing import ColocatedGpus, DedicatedGpus
@@ -51,7 +52,7 @@ class RunningRoles(Roles):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Launched:
+class Launched:
     """The roles' processes, before they load anything."""
 
     spec: RunSpec
@@ -71,7 +72,7 @@ class _Launched:
         async with asyncio.TaskGroup() as tasks:
             if spec.rewards:
                 scoring = self.scorer.start(deadline_s=spec.deadlines.start)
-                tasks.create_task(self._part("starting the rewards", scoring))
+                tasks.create_task(self._part(f"starting rewards ({', '.join(reward_names(spec.rewards))})", scoring))
             learning = self._part(f"loading {_named(self.learners.actors)}", self.learners.start())
             if spec.shares_gpus or spec.base is not None:
                 await learning
@@ -142,7 +143,7 @@ async def open_roles(
         stack.callback(learners.actors.kill)
         scorer = Scorer(spec.rewards, base_dir=Path.cwd(), run_id=spec.run_id)
         stack.push_async_callback(scorer.close, end_service=not own_cluster)
-        launched = _Launched(
+        launched = Launched(
             spec=spec, generators=generators, teacher=teacher, learners=learners, scorer=scorer, progress=progress
         )
         await launched.start()
