@@ -25,12 +25,14 @@ from cluster.service.queue import Queue
 from cluster.service.remote_catalog import RemoteCatalog
 from cluster.service.results.metrics import MetricsReader
 from cluster.service.run_view import Runs
-from cluster.service.security import Attempts, Guard, Tickets
+from cluster.service.schemas import ErrorAnswer
+from cluster.service.security import Attempts, Guard
 from cluster.service.settings import PREFIX, Settings
 from cluster.service.state import AppState
+from cluster.service.tickets import Tickets
 from cluster.service.workers.pool import Helper
 
-_ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": errors.ErrorAnswer, "description": "What went wrong."}}
+_ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorAnswer, "description": "What went wrong."}}
 
 
 def make_app(settings: Settings, cluster: RayCluster) -> FastAPI:

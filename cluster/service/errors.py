@@ -1,4 +1,4 @@
-"""Every answer that is no success: one form, whatever went wrong.
+"""Every answer that is not a success: one form, whatever went wrong, and the one place where errors get their status.
 
 `{"error": {"code", "message", "details": [{"path", "message"}]}}`; causes that are ours are logged and never shown.
 """
@@ -10,12 +10,26 @@ from collections.abc import Iterable, Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from cluster.config.run import problems_as_json
 from cluster.runs.atomic_files import RunDirectoryError
+from cluster.service.exceptions import (
+    BusyError,
+    ConflictError,
+    DeadlineError,
+    InternalError,
+    InvalidConfigError,
+    InvalidRequestError,
+    MalformedError,
+    NotFoundError,
+    ServiceError,
+    StorageError,
+    TooLargeError,
+    UnsupportedFormatError,
+    printable,
+)
 from trainers.errors import Problem, UserError
 
 logger = logging.getLogger(__name__)
@@ -30,29 +44,23 @@ _CODES = {
 }
 
 
-class Detail(BaseModel):
-    """One field that is wrong."""
-
-    path: str
-    message: str
-
-
-class ErrorBody(BaseModel):
-    """What went wrong."""
-
-    code: str
-    message: str
-    details: list[Detail] = []
-
-
-class ErrorAnswer(BaseModel):
-    """Every answer that is no success."""
-
-    error: ErrorBody
+_STATUS: Mapping[type[ServiceError], int] = {
+    MalformedError: 400,
+    NotFoundError: 404,
+    ConflictError: 409,
+    TooLargeError: 413,
+    UnsupportedFormatError: 415,
+    InvalidRequestError: 422,
+    InvalidConfigError: 422,
+    BusyError: 429,
+    InternalError: 500,
+    StorageError: 500,
+    DeadlineError: 503,
+}
 
 
 class ApiError(HTTPException):
-    """An answer that is no success, raised where it is found."""
+    """An answer that is not a success, of a check that is about HTTP itself."""
 
     def __init__(
         self,
@@ -60,27 +68,14 @@ class ApiError(HTTPException):
         code: str,
         message: str,
         *,
-        details: Iterable[Problem] = (),
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, message, dict(headers or {}))
         self.code = code
-        self.details = tuple(details)
 
     def answer(self) -> JSONResponse:
         """As it is sent."""
-        return _answer(self.status_code, self.code, str(self.detail), self.details, self.headers)
-
-
-def not_found(what: str) -> ApiError:
-    """404, naming what there is not."""
-    return ApiError(404, "not_found", what)
-
-
-def invalid_config(problems: Iterable[Problem]) -> ApiError:
-    """422 with every problem of a config."""
-    found = tuple(problems)
-    return ApiError(422, "invalid_config", f"{len(found)} problem{'' if len(found) == 1 else 's'} found", details=found)
+        return _answer(self.status_code, self.code, str(self.detail), headers=self.headers)
 
 
 def _answer(
@@ -98,11 +93,6 @@ def _printable(details: Iterable[Problem]) -> list[dict[str, str]]:
     return [{key: printable(value) for key, value in one.items()} for one in problems_as_json(details)]
 
 
-def printable(text: str) -> str:
-    """Text that UTF-8 can hold: a lone surrogate from a client's JSON is escaped."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 async def _http(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, ApiError):
         return error.answer()
@@ -111,29 +101,35 @@ async def _http(_: Request, error: Exception) -> JSONResponse:
     return _answer(error.status_code, code, str(error.detail), headers=error.headers)
 
 
+async def _service(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)
+    return _answer(_STATUS[type(error)], error.code, error.message, error.details)
+
+
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found = [Problem(".".join(str(part) for part in item["loc"]), str(item["msg"])) for item in error.errors()]
     return _answer(422, "invalid_request", "the request's parameters or body are not as expected", found)
 
 
-async def _user(_: Request, error: Exception) -> JSONResponse:
+async def _user(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, UserError)
-    return invalid_config(error.problems).answer()
+    return await _service(request, InvalidConfigError(error.problems))
 
 
-async def _storage(_: Request, error: Exception) -> JSONResponse:
+async def _storage(request: Request, error: Exception) -> JSONResponse:
     logger.error("storage: %s", error)
-    return _answer(500, "storage", str(error))
+    return await _service(request, StorageError(str(error)))
 
 
-async def _internal(_: Request, error: Exception) -> JSONResponse:
-    return _answer(500, "internal", "something is wrong with the service itself; its log says what")
+async def _internal(request: Request, _: Exception) -> JSONResponse:
+    return await _service(request, InternalError())
 
 
 def install(app: FastAPI) -> None:
     """Make every failure of the app come out in the one form."""
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ServiceError, _service)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(UserError, _user)
     app.add_exception_handler(RunDirectoryError, _storage)

@@ -33,7 +33,7 @@ from cluster.jobs.ray_cluster import ClusterStatus, RayCluster
 from cluster.planning.plan import roles
 from cluster.runs.atomic_files import RunDirectoryError
 from cluster.runs.directory import RunDirectory, RunError
-from cluster.service.errors import ApiError, not_found
+from cluster.service.exceptions import ConflictError, NotFoundError
 from cluster.service.run_view import QueuePlace, Run, Runs, actions, view
 from trainers.errors import UserError
 
@@ -145,15 +145,15 @@ class Queue:
             self._append(directory)
 
     async def resume(self, directory: RunDirectory) -> None:
-        """Put a run that ended before its last step at the end of the queue. Raises ApiError 409 for another one."""
+        """Put a run that ended before its last step at the end of the queue. Raises ConflictError for another one."""
         async with self._locks[directory.path.name]:
             run = view(directory)
             if "resume" not in actions(run, directory):
-                raise ApiError(409, "conflict", f"a run that is {run.state} cannot be resumed")
+                raise ConflictError(f"a run that is {run.state} cannot be resumed")
             self._append(directory)
 
     async def delete(self, directory: RunDirectory) -> None:
-        """Remove a run's directory. Raises ApiError 409 while it waits or runs."""
+        """Remove a run's directory. Raises ConflictError while it waits or runs."""
         async with self._locks[directory.path.name]:
             await asyncio.to_thread(_delete, directory)
             self._entries.drop(directory.path.name)
@@ -164,19 +164,19 @@ class Queue:
         self._wake.set()
 
     async def ask(self, directory: RunDirectory, what: Asked) -> None:
-        """Stop or pause a run that waits or runs. Raises ApiError 409 where that cannot be."""
+        """Stop or pause a run that waits or runs. Raises ConflictError where that cannot be."""
         async with self._locks[directory.path.name]:
             run = view(directory)
             if run.state not in ("queued", "running") or run.stopping:
-                raise ApiError(409, "conflict", _cannot(what, run))
+                raise ConflictError(_cannot(what, run))
             job = read_job(directory)
             if job is None:
                 if what == "pause":
                     advice = "it can be stopped, and resumed later"
-                    raise ApiError(409, "conflict", f"the service did not start this run and cannot pause it; {advice}")
+                    raise ConflictError(f"the service did not start this run and cannot pause it; {advice}")
                 if not await asyncio.to_thread(interrupt, directory):
                     where = "its process is on another machine, or not the service's to end"
-                    raise ApiError(409, "conflict", f"the service did not start this run, and {where}; stop it there")
+                    raise ConflictError(f"the service did not start this run, and {where}; stop it there")
                 return
             job = job.model_copy(update={"asked": what})
             self._entries.put(directory, job)
@@ -285,10 +285,10 @@ def _find_active(runs: Runs) -> dict[str, Job]:
 
 def _delete(directory: RunDirectory) -> None:
     if not directory.path.is_dir():
-        raise not_found(f"there is no run {directory.path.name}")
+        raise NotFoundError(f"there is no run {directory.path.name}")
     run = view(directory)
     if "delete" not in actions(run, directory):
-        raise ApiError(409, "conflict", f"the run is {run.state}; stop it first")
+        raise ConflictError(f"the run is {run.state}; stop it first")
     with directory.locked():
         gone = directory.path.with_name(f".{directory.path.name}.deleted")
         directory.path.rename(gone)

@@ -17,7 +17,7 @@ from cluster.config.tree import leaves, set_path
 from cluster.models.remote import addresses
 from cluster.runs.atomic_files import write_atomic
 from cluster.runs.directory import RunDirectory
-from cluster.service.errors import ApiError, invalid_config
+from cluster.service.exceptions import ConflictError, InvalidConfigError, InvalidRequestError
 from cluster.service.remote_catalog import outlines
 from cluster.service.run_view import Run, view
 from cluster.service.state import AppState
@@ -31,7 +31,7 @@ COMMAND = "rlhf train config.yaml"
 
 
 def check_tree(tree: Any) -> None:
-    """Refuse what no config is: too deep for anything that recurses, or too large. Raises ApiError 422."""
+    """Refuse what no config is: too deep for anything that recurses, or too large. Raises InvalidRequestError."""
     level, values = [tree], 0
     for _ in range(_DEEPEST):
         below: list[Any] = []
@@ -46,9 +46,7 @@ def check_tree(tree: Any) -> None:
         if values > _MOST_VALUES:
             break
         level = below
-    raise ApiError(
-        422, "invalid_request", f"the body is nested deeper than {_DEEPEST} levels or larger than any config"
-    )
+    raise InvalidRequestError(f"the body is nested deeper than {_DEEPEST} levels or larger than any config")
 
 
 async def make_plan(
@@ -98,19 +96,22 @@ async def _has_gpus(parts: AppState) -> bool | None:
 async def create(
     parts: AppState, tree: Mapping[str, Any], *, key: str | None, trusted: Mapping[str, Any] | None = None
 ) -> tuple[Run, bool]:
-    """A run in the queue, and whether it is new. Raises ApiError 422 with every problem, 409 for a reused key."""
+    """A run in the queue, and whether it is new.
+
+    Raises InvalidConfigError with every problem, ConflictError for a reused key.
+    """
     if key is None:
         return await _create(parts, tree, trusted), True
     if not _KEY.fullmatch(key):
-        raise ApiError(422, "invalid_request", "Idempotency-Key: expected 1 to 255 visible ASCII characters")
+        raise InvalidRequestError("Idempotency-Key: expected 1 to 255 visible ASCII characters")
     file = parts.settings.private / "keys" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     body = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
     async with parts.creating:
         if (known := _read_key(file)) is not None:
             if known["body"] != body:
-                raise ApiError(409, "conflict", "this Idempotency-Key came with another body before")
+                raise ConflictError("this Idempotency-Key came with another body before")
             if not (parts.settings.root / known["run"]).is_dir():
-                raise ApiError(409, "conflict", "the run of this Idempotency-Key has been deleted")
+                raise ConflictError("the run of this Idempotency-Key has been deleted")
             return parts.runs.show(known["run"]), False
         run = await _create(parts, tree, trusted)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ def _read_key(file: Path) -> dict[str, str] | None:
 async def _create(parts: AppState, tree: Mapping[str, Any], trusted: Mapping[str, Any] | None) -> Run:
     plan = await make_plan(parts, tree, gpus=None, trusted=trusted)
     if plan["problems"]:
-        raise invalid_config(Problem(item["path"], item["message"]) for item in plan["problems"])
+        raise InvalidConfigError(Problem(item["path"], item["message"]) for item in plan["problems"])
     config = parse_config(owned(tree, parts.settings))
     directory = RunDirectory.create(parts.settings.root, config.name, config)
     await parts.queue.add(directory)

@@ -9,21 +9,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from fastapi import Path as InPath
 from pydantic import BaseModel
 
 from cluster.jobs.job import JOB, current_state, is_held, read_job
 from cluster.runs.directory import RunDirectory
 from cluster.runs.summary import RunSummary, read_run
-from cluster.service.errors import not_found
+from cluster.service.exceptions import NotFoundError
 from cluster.service.vetting import redacted
 
 Action: TypeAlias = Literal["stop", "pause", "resume", "clone", "delete", "chat", "download"]
 
 ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-RunId: TypeAlias = Annotated[str, InPath(pattern=f"^{ID}$")]
 _GOING = ("queued", "running")
 
 
@@ -62,10 +60,10 @@ class Runs:
     _ended: dict[str, tuple[object, Run]] = field(default_factory=dict, repr=False, compare=False)
 
     def directory(self, run_id: str) -> RunDirectory:
-        """The directory of exactly this run. Raises ApiError 404."""
+        """The directory of exactly this run. Raises NotFoundError."""
         path = self.root / run_id
         if not re.fullmatch(ID, run_id) or path.is_symlink() or not (path / "run.json").is_file():
-            raise not_found(f"there is no run {run_id[:100]}")
+            raise NotFoundError(f"there is no run {run_id[:100]}")
         return RunDirectory(path)
 
     def ids(self) -> list[str]:
@@ -76,7 +74,7 @@ class Runs:
         )
 
     def show(self, run_id: str) -> Run:
-        """One run as it is now, not to be changed. Raises ApiError 404."""
+        """One run as it is now, not to be changed. Raises NotFoundError."""
         directory = self.directory(run_id)
         files = (_identity(directory.path / "run.json"), _identity(directory.path / JOB))
         known = self._ended.get(run_id)

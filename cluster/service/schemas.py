@@ -8,8 +8,28 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.jobs.ray_cluster import Resource
 from cluster.models.catalog import FoundModel
-from cluster.service.errors import Detail
 from cluster.service.run_view import Action, Run
+
+
+class Detail(BaseModel):
+    """One field that is wrong."""
+
+    path: str
+    message: str
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    code: str
+    message: str
+    details: list[Detail] = []
+
+
+class ErrorAnswer(BaseModel):
+    """Every answer that is not a success."""
+
+    error: ErrorBody
 
 
 class Health(BaseModel):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.service.errors import ApiError
 from cluster.service.settings import PREFIX
+from cluster.service.tickets import Tickets
 
 LONGEST_BODY = 1 << 20  # of everything but uploads
 UPLOAD = f"{PREFIX}/datasets"
@@ -61,28 +61,6 @@ class Attempts:
         self._wrong.move_to_end(client)
         while len(self._wrong) > self.most_clients:
             self._wrong.popitem(last=False)
-
-
-@dataclass(slots=True)
-class Tickets:
-    """Permissions for one download each, for links that can carry no token."""
-
-    seconds: float = 60.0
-    clock: Callable[[], float] = monotonic
-    _open: dict[str, tuple[str, float]] = field(default_factory=dict)
-
-    def issue(self, path: str) -> str:
-        """A ticket for one GET of this path."""
-        now = self.clock()
-        self._open = {ticket: entry for ticket, entry in self._open.items() if entry[1] > now}
-        ticket = secrets.token_urlsafe(32)
-        self._open[ticket] = (path, now + self.seconds)
-        return ticket
-
-    def redeem(self, path: str, ticket: str) -> bool:
-        """Whether the ticket is good for the path; it is used up."""
-        wanted, until = self._open.pop(ticket, ("", 0.0))
-        return wanted == path and until > self.clock()
 
 
 class Guard:

@@ -1,12 +1,9 @@
-"""What the service is made of, and how a route gets it."""
+"""What the service is made of: one of each part, which the routes and the domain code share."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Annotated, TypeAlias
-
-from fastapi import Depends, Request
 
 from cluster.jobs.ray_cluster import RayCluster
 from cluster.models.catalog import Models
@@ -16,8 +13,8 @@ from cluster.service.queue import Queue
 from cluster.service.remote_catalog import RemoteCatalog
 from cluster.service.results.metrics import MetricsReader
 from cluster.service.run_view import Runs
-from cluster.service.security import Tickets
 from cluster.service.settings import Settings
+from cluster.service.tickets import Tickets
 from cluster.service.workers.pool import Helper
 
 
@@ -40,12 +37,3 @@ class AppState:
     reader: Helper
     chat_worker: Helper
     creating: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
-def _app_state(request: Request) -> AppState:
-    found = request.app.state.parts
-    assert isinstance(found, AppState)
-    return found
-
-
-AppStateDep: TypeAlias = Annotated[AppState, Depends(_app_state)]

@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -15,14 +15,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi import Path as InPath
+from starlette.requests import ClientDisconnect
 
 from cluster.config.run import run_schema
 from cluster.models.catalog import Kind
 from cluster.models.object_store import is_address
+from cluster.service.api.dependencies import AppStateDep
+from cluster.service.api.disconnect import while_connected
 from cluster.service.data.datasets import suffix_of
-from cluster.service.data.uploads import announced_size, receive_file
-from cluster.service.disconnect import while_connected
-from cluster.service.errors import ApiError
+from cluster.service.data.uploads import Upload, receive_file
+from cluster.service.exceptions import ConflictError, InvalidRequestError, MalformedError
 from cluster.service.remote_catalog import outlines
 from cluster.service.run_creation import check_tree, make_plan, uses
 from cluster.service.schemas import (
@@ -38,7 +40,6 @@ from cluster.service.schemas import (
     Waiting,
 )
 from cluster.service.settings import Settings
-from cluster.service.state import AppStateDep
 from cluster.service.vetting import model_problem
 
 CHECK_S, ROWS_S = 1800.0, 60.0
@@ -141,16 +142,31 @@ def _model_roots(settings: Settings) -> list[str]:
 async def upload(parts: AppStateDep, request: Request) -> DatasetAnswer:
     """Take a prompts file, and say what it is."""
     datasets, limit = parts.datasets, parts.settings.max_upload_bytes
+    coming = Upload(request.headers.get("content-type", ""), _announced_size(request), _chunks(request))
     partial = await asyncio.to_thread(datasets.begin)
     try:
-        with datasets.room_for(announced_size(request), limit=limit) as room:
-            name, _ = await receive_file(request, partial / "upload", limit=room, check_name=suffix_of)
+        with datasets.room_for(coming.size, limit=limit) as room:
+            name, _ = await receive_file(coming, partial / "upload", limit=room, check_name=suffix_of)
             file = datasets.name_file(partial, partial / "upload", name)
             checking = parts.checker.call("check", {"path": str(file)}, deadline_s=CHECK_S)
             report = await while_connected(request, checking)
             return DatasetAnswer.model_validate(datasets.finish(partial, file, name, report))
     finally:
         await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
+
+
+def _announced_size(request: Request) -> int | None:
+    """The bytes that an upload announces, with the form's own; None if it does not."""
+    length = request.headers.get("content-length", "")
+    return int(length[:20]) if length.isascii() and length.isdigit() else None
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect:
+        raise MalformedError("the upload was cut off") from None
 
 
 @router.get("/datasets")
@@ -190,13 +206,13 @@ async def lengths(
     """The prompts' lengths in a model's tokens."""
     found = parts.datasets.get(dataset_id)
     if problem := model_problem(model, parts.settings):
-        raise ApiError(422, "invalid_request", f"model: {problem}")
+        raise InvalidRequestError(f"model: {problem}")
     if is_address(model):
         model = (await outlines(parts.planner, {"model": model}, parts.settings))[model]
     counting = parts.lengths.count(found["path"], model=model, max_prompt_tokens=max_prompt_tokens)
     report = await while_connected(request, counting)
     if "lengths" not in report:
-        raise ApiError(409, "conflict", "the file cannot be read to its end; its report says why")
+        raise ConflictError("the file cannot be read to its end; its report says why")
     return LengthsAnswer.model_validate({**report, **report["lengths"]})
 
 
@@ -205,7 +221,7 @@ async def delete_dataset(parts: AppStateDep, dataset_id: DatasetId) -> None:
     """Remove an upload."""
     found = parts.datasets.get(dataset_id)
     if (run := await asyncio.to_thread(uses, parts, found["path"])) is not None:
-        raise ApiError(409, "conflict", f"run {run} uses it and has not ended")
+        raise ConflictError(f"run {run} uses it and has not ended")
     await asyncio.to_thread(parts.datasets.delete, dataset_id)
 
 

@@ -12,17 +12,17 @@ from sse_starlette import EventSourceResponse
 from starlette.responses import JSONResponse, StreamingResponse
 
 from cluster.models.remote import as_run
+from cluster.service.api.dependencies import AppStateDep, RunId
 from cluster.service.api.streaming import chat_events, chat_models, run_events, stream
-from cluster.service.errors import ApiError, not_found
+from cluster.service.exceptions import BusyError, NotFoundError
 from cluster.service.results.downloads import archive, archive_size, list_logs, tail
 from cluster.service.results.metrics import columns, select, tag
 from cluster.service.results.samples import Kind, find_samples, sample_tokens
 from cluster.service.results.samples import Query as SampleQuery
 from cluster.service.run_creation import config_of
-from cluster.service.run_view import RunId
 from cluster.service.schemas import ChatRequest, LogAnswer, Ticket
 from cluster.service.settings import PREFIX
-from cluster.service.state import AppState, AppStateDep
+from cluster.service.state import AppState
 from trainers.adapter_folder import tokenizer_source
 
 _MOST_STEPS = 1 << 53
@@ -172,7 +172,7 @@ async def model_ticket(parts: AppStateDep, run_id: RunId) -> Ticket:
 def _model_folder(parts: AppState, run_id: str) -> Path:
     folder = parts.runs.directory(run_id).model
     if not folder.is_dir() or folder.is_symlink():
-        raise not_found("the run has no model yet")
+        raise NotFoundError("the run has no model yet")
     return folder
 
 
@@ -181,7 +181,7 @@ async def chat(parts: AppStateDep, run_id: RunId, asked: ChatRequest) -> EventSo
     """Answers of the trained model and of its base."""
     models, histories = chat_models(parts, run_id, asked)
     if parts.chat_worker.busy:
-        raise ApiError(429, "busy", "another conversation is being answered; try again in a moment")
+        raise BusyError("another conversation is being answered; try again in a moment")
     arguments = {
         "models": models,
         "histories": histories,

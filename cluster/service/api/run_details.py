@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from cluster import doctor
 from cluster.runs.atomic_files import RunDirectoryError
 from cluster.runs.checkpoint import checkpoint_steps
-from cluster.service.errors import ApiError
+from cluster.service.exceptions import ConflictError
 from cluster.service.queue import placed
 from cluster.service.results.downloads import model_files
 from cluster.service.results.samples import Query as SampleQuery
@@ -65,11 +65,11 @@ def run_details(parts: AppState, run_id: str) -> RunDetails:
 
 
 def diagnosis(parts: AppState, run_id: str) -> dict[str, Any]:
-    """The doctor's findings, the gravest first. Raises ApiError 409 where the run's config cannot be read."""
+    """The doctor's findings, the gravest first. Raises ConflictError where the run's config cannot be read."""
     directory = parts.runs.directory(run_id)
     tree, _ = config_of(directory)
     if tree is None:
-        raise ApiError(409, "conflict", "the run's config.yaml cannot be read")
+        raise ConflictError("the run's config.yaml cannot be read")
     rows = parts.metrics.read(directory.metrics)
     steps = sample_steps(directory.rollouts, "step")
     chosen = sorted({*steps[:_LOOKED_AT], *steps[-_LOOKED_AT:]})
@@ -77,7 +77,7 @@ def diagnosis(parts: AppState, run_id: str) -> dict[str, Any]:
     try:
         found = doctor.diagnose(rows, tree, summaries)
     except ValidationError:
-        raise ApiError(409, "conflict", "the run's config is of another version") from None
+        raise ConflictError("the run's config is of another version") from None
     return {"findings": redacted([finding.as_json() for finding in found]), "steps": len(rows)}
 
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.service.api.dependencies import AppStateDep, RunId
 from cluster.service.api.run_details import diagnosis, run_details
-from cluster.service.errors import ApiError
+from cluster.service.exceptions import InvalidRequestError, ServiceError
 from cluster.service.queue import placed
 from cluster.service.run_creation import (
     changed_config,
@@ -19,9 +20,9 @@ from cluster.service.run_creation import (
     differences,
     make_plan,
 )
-from cluster.service.run_view import Run, RunId, matching, view
+from cluster.service.run_view import Run, matching, view
 from cluster.service.schemas import Clone, PlanAnswer, RunAnswer, RunDetails, RunList
-from cluster.service.state import AppState, AppStateDep
+from cluster.service.state import AppState
 from cluster.service.vetting import redacted
 
 State = Literal["queued", "running", "paused", "succeeded", "failed", "stopped", "unreadable"]
@@ -73,7 +74,7 @@ async def one(parts: AppStateDep, run_id: RunId) -> RunDetails:
 async def delete(parts: AppStateDep, run_id: RunId, confirm: Annotated[str, Query(max_length=100)] = "") -> None:
     """Remove a run's directory; the id must be given twice."""
     if confirm != run_id:
-        raise ApiError(422, "invalid_request", "confirm: give the run's id, as this cannot be undone")
+        raise InvalidRequestError("confirm: give the run's id, as this cannot be undone")
     await parts.queue.delete(parts.runs.directory(run_id))
 
 
@@ -138,7 +139,7 @@ def _page(parts: AppState, query: ListQuery) -> RunList:
     for run_id in parts.runs.ids():
         try:
             every.append(placed(parts.runs.show(run_id), waiting))
-        except ApiError:
+        except ServiceError:
             continue  # deleted meanwhile
     found = matching(every, states=query.state, text=query.q)
     rest = [run for run in found if query.after is None or run.id < query.after]

@@ -9,12 +9,11 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from sse_starlette import EventSourceResponse, JSONServerSentEvent, ServerSentEvent
-from starlette.exceptions import HTTPException
 
 from cluster.models.remote import as_run
 from cluster.runs.atomic_files import RunDirectoryError
 from cluster.runs.directory import RunDirectory
-from cluster.service.errors import ApiError, not_found
+from cluster.service.exceptions import ConflictError, InvalidRequestError, NotFoundError, ServiceError
 from cluster.service.queue import placed
 from cluster.service.run_creation import config_of
 from cluster.service.run_view import view
@@ -39,7 +38,7 @@ async def run_events(parts: AppState, directory: RunDirectory, since: int | None
     while True:
         try:
             run, rows = await asyncio.to_thread(_look, parts, directory)
-        except (RunDirectoryError, HTTPException):
+        except (RunDirectoryError, ServiceError):
             yield JSONServerSentEvent({"state": "unreadable"}, event="end")
             return
         if run != shown:
@@ -65,26 +64,26 @@ def _step(row: Mapping[str, Any]) -> int:
 def _look(parts: AppState, directory: RunDirectory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The run first: what it had recorded when it ended is then among the rows."""
     if not directory.path.is_dir():
-        raise not_found("the run is gone")
+        raise NotFoundError("the run is gone")
     run = placed(view(directory), parts.queue.waiting())
     return run.model_dump(mode="json"), parts.metrics.read(directory.metrics)
 
 
 def chat_models(parts: AppState, run_id: str, asked: ChatRequest) -> tuple[dict[str, str], dict[str, Any]]:
-    """The models' places and the histories, by who answers. Raises ApiError where there is nothing to talk to."""
+    """The models' places and the histories, by who answers. Raises ServiceError where there is nothing to talk to."""
     directory = parts.runs.directory(run_id)
     if not directory.model.is_dir():
-        raise not_found("the run has no model yet")
+        raise NotFoundError("the run has no model yet")
     histories = {"trained": [turn.model_dump() for turn in asked.trained]}
     models = {"trained": str(directory.model)}
     if asked.base is not None:
         _, config = config_of(directory)
         if config is None:
-            raise ApiError(409, "conflict", "the run's config cannot be read, so its base is not known")
+            raise ConflictError("the run's config cannot be read, so its base is not known")
         histories["base"] = [turn.model_dump() for turn in asked.base]
         models["base"] = as_run(config, directory).policy.model
     if any(history[-1]["role"] != "user" for history in histories.values()):
-        raise ApiError(422, "invalid_request", "each history must end with a user turn")
+        raise InvalidRequestError("each history must end with a user turn")
     return models, histories
 
 
@@ -106,7 +105,7 @@ async def chat_events(parts: AppState, arguments: Mapping[str, Any]) -> AsyncIte
     except UserError as error:
         problem = error.problems[0]
         yield JSONServerSentEvent({"code": "invalid_request", "message": problem.message}, event="error")
-    except ApiError as error:
-        yield JSONServerSentEvent({"code": error.code, "message": str(error.detail)}, event="error")
+    except ServiceError as error:
+        yield JSONServerSentEvent({"code": error.code, "message": error.message}, event="error")
     else:
         yield JSONServerSentEvent({}, event="done")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.runs.atomic_files import write_atomic
-from cluster.service.errors import ApiError, not_found, printable
+from cluster.service.exceptions import NotFoundError, TooLargeError, UnsupportedFormatError, printable
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
 LEAST_FREE = 1 << 30  # bytes that uploads leave on the disk: the runs write there too
@@ -45,7 +45,7 @@ class Datasets:
         """Room set aside for an upload while it comes, so that many at once cannot take more than there is.
 
         Yields how many bytes may come: `limit`, or less where an upload does not announce its size and there is less.
-        Raises ApiError 413.
+        Raises TooLargeError.
         """
         taken = sum(map(_size, self._folder.glob("ds-*/prompts*"))) + self._coming
         on_disk = shutil.disk_usage(self._folder.parent).free - self._coming - LEAST_FREE
@@ -53,10 +53,10 @@ class Datasets:
         if taken + size > self._most:
             have = f"uploads take {_gb(taken)} of the {_gb(self._most)} GB that they may"
             advice = "delete datasets that no run needs, or ask the operator for more (rlhf serve --max-uploads-gb)"
-            raise ApiError(413, "too_large", f"{have}, and this one would add {_gb(size)}; {advice}")
+            raise TooLargeError(f"{have}, and this one would add {_gb(size)}; {advice}")
         if size > on_disk:
             advice = "delete datasets or runs, or ask the operator"
-            raise ApiError(413, "too_large", f"the disk that uploads are stored on is nearly full; {advice}")
+            raise TooLargeError(f"the disk that uploads are stored on is nearly full; {advice}")
         self._coming += size
         try:
             yield limit if announced is not None else size
@@ -71,7 +71,7 @@ class Datasets:
         return partial
 
     def name_file(self, partial: Path, upload: Path, name: str) -> Path:
-        """Give the uploaded file the suffix that its name promises. Raises ApiError 415 for another one."""
+        """Give the uploaded file the suffix that its name promises. Raises UnsupportedFormatError for another one."""
         return upload.rename(partial / f"prompts{suffix_of(name)}")
 
     def finish(self, partial: Path, file: Path, name: str, report: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Datasets:
         return record
 
     def get(self, dataset_id: str) -> dict[str, Any]:
-        """One dataset. Raises ApiError 404."""
+        """One dataset. Raises NotFoundError."""
         if _ID.fullmatch(dataset_id):
             try:
                 found: dict[str, Any] = json.loads((self._folder / dataset_id / "dataset.json").read_bytes())
@@ -102,7 +102,7 @@ class Datasets:
                 pass
             else:
                 return found
-        raise not_found(f"there is no dataset {dataset_id}")
+        raise NotFoundError(f"there is no dataset {dataset_id}")
 
     def list(self, *, limit: int, after: str | None) -> dict[str, Any]:
         """Newest first, without problems and evidence."""
@@ -116,7 +116,7 @@ class Datasets:
         return {key: value for key, value in self.get(name).items() if key not in _LONG}
 
     def delete(self, dataset_id: str) -> None:
-        """Remove it, whole. Raises ApiError 404."""
+        """Remove it, whole. Raises NotFoundError."""
         self.get(dataset_id)
         gone = self._folder / f".{dataset_id}.deleted"
         (self._folder / dataset_id).rename(gone)
@@ -129,10 +129,10 @@ class Datasets:
 
 
 def suffix_of(name: str) -> str:
-    """The suffix that says how a file is read. Raises ApiError 415 for a name that ends in none of them."""
+    """The suffix that says how a file is read. Raises UnsupportedFormatError for a name that ends in none of them."""
     suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), None)
     if suffix is None:
-        raise ApiError(415, "unsupported_media_type", f"expected a file name that ends in {', '.join(SUFFIXES)}")
+        raise UnsupportedFormatError(f"expected a file name that ends in {', '.join(SUFFIXES)}")
     return suffix
 
 

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from cluster.service.errors import ApiError
+from cluster.service.exceptions import DeadlineError
 from cluster.service.workers.pool import Helper
 
 LENGTHS_S = 600.0
@@ -29,7 +29,7 @@ class Lengths:
         self._reports: OrderedDict[_Key, dict[str, Any]] = OrderedDict()
 
     async def count(self, path: str, *, model: str, max_prompt_tokens: int) -> dict[str, Any]:
-        """The report on an upload, whose file never changes. Raises UserError, and ApiError past the deadline."""
+        """The report on an upload, whose file never changes. Raises UserError, and ServiceError past the deadline."""
         key = (path, model, max_prompt_tokens, _versions(Path(model)))
         try:
             async with asyncio.timeout(LENGTHS_S), self._turn:  # who asks for the same meanwhile finds it
@@ -38,7 +38,7 @@ class Lengths:
                     arguments = {"path": path, "model": model, "root": str(self._root), **limit}
                     self._reports[key] = await self._helper.call("lengths", arguments, deadline_s=LENGTHS_S)
         except TimeoutError:  # the wait for others' counts
-            raise ApiError(503, "deadline", f"lengths took longer than {LENGTHS_S:g} s and was ended") from None
+            raise DeadlineError(f"lengths took longer than {LENGTHS_S:g} s and was ended") from None
         report = self._reports[key]
         self._reports.move_to_end(key)
         while len(self._reports) > _KEPT:

@@ -1,6 +1,6 @@
 """An upload from the network to the disk, as it comes: multipart/form-data with one file, in constant memory.
 
-It knows the form's grammar through python-multipart and a size limit; nothing of what the file holds.
+It knows the form's grammar through python-multipart and a size limit; nothing of who sends it or what the file holds.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import BinaryIO
 from python_multipart import MultipartParser
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
-from starlette.requests import ClientDisconnect, Request
 
-from cluster.service.errors import ApiError
+from cluster.service.exceptions import MalformedError, ServiceError, TooLargeError, UnsupportedFormatError
 
 _BLOCK = 1 << 20
 _FORM = 1 << 20  # bytes that boundaries and headers may add
@@ -71,18 +70,27 @@ class _Form:
         self.ended = True
 
 
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A body that comes in pieces, with what was announced of it: its content type, and its size where it was given."""
+
+    content_type: str
+    size: int | None
+    chunks: AsyncIterator[bytes]
+
+
 async def receive_file(
-    request: Request, path: Path, *, limit: int, check_name: Callable[[str], object]
+    upload: Upload, path: Path, *, limit: int, check_name: Callable[[str], object]
 ) -> tuple[str, int]:
     """Write the form's field `file` to `path` as it comes: the name that the client gives it, and its size in bytes.
 
-    The name is for people only; `check_name` may refuse it (ApiError) before the file's bytes are read.
-    Raises ApiError; what was written is left to the caller to remove.
+    The name is for people only; `check_name` may refuse it (ServiceError) before the file's bytes are read.
+    Raises ServiceError; what was written is left to the caller to remove.
     """
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    kind, options = parse_options_header(upload.content_type)
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
-        raise ApiError(415, "unsupported_media_type", "send multipart/form-data with one field `file`")
+        raise UnsupportedFormatError("send multipart/form-data with one field `file`")
     form, size = _Form(check_name), 0
     parser = MultipartParser(
         boundary,
@@ -97,25 +105,19 @@ async def receive_file(
         },
     )
     with path.open("xb") as file:
-        async for chunk in _body(request, limit + _FORM):
+        async for chunk in _body(upload, limit + _FORM):
             try:
                 parser.write(chunk)
             except MultipartParseError as error:
-                raise ApiError(400, "bad_request", f"no valid multipart form: {error}") from error
+                raise MalformedError(f"no valid multipart form: {error}") from error
             if form.files > 1:
-                raise ApiError(400, "bad_request", "one file at a time; send each with a request of its own")
+                raise MalformedError("one file at a time; send each with a request of its own")
             if len(form.data) >= _BLOCK:
                 size += await _flush(file, form, limit - size)
         size += await _flush(file, form, limit - size)
     if not form.ended or form.files == 0:
-        raise ApiError(400, "bad_request", "the form holds no whole field `file` with a file name")
+        raise MalformedError("the form holds no whole field `file` with a file name")
     return form.name, size
-
-
-def announced_size(request: Request) -> int | None:
-    """The bytes that an upload says it has, with the form's own; None where it does not say."""
-    length = request.headers.get("content-length", "")
-    return int(length[:20]) if length.isascii() and length.isdigit() else None
 
 
 async def _flush(file: BinaryIO, form: _Form, room: int) -> int:
@@ -125,23 +127,20 @@ async def _flush(file: BinaryIO, form: _Form, room: int) -> int:
     try:
         await asyncio.to_thread(file.write, data)
     except OSError as error:
-        raise ApiError(413, "too_large", f"the file cannot be stored: {error.strerror}") from error
+        raise TooLargeError(f"the file cannot be stored: {error.strerror}") from error
     return len(data)
 
 
-async def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
-    if (announced_size(request) or 0) > limit:
+async def _body(upload: Upload, limit: int) -> AsyncIterator[bytes]:
+    if (upload.size or 0) > limit:
         raise _too_large()
     received = 0
-    try:
-        async for chunk in request.stream():
-            received += len(chunk)
-            if received > limit:
-                raise _too_large()
-            yield chunk
-    except ClientDisconnect:
-        raise ApiError(400, "bad_request", "the upload was cut off") from None
+    async for chunk in upload.chunks:
+        received += len(chunk)
+        if received > limit:
+            raise _too_large()
+        yield chunk
 
 
-def _too_large() -> ApiError:
-    return ApiError(413, "too_large", "the file is larger than this service takes (--max-upload-gb)")
+def _too_large() -> ServiceError:
+    return TooLargeError("the file is larger than this service takes (--max-upload-gb)")

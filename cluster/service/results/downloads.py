@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cluster.service.errors import not_found
+from cluster.service.exceptions import NotFoundError
 from cluster.service.vetting import redacted
 
 _TAIL_BYTES = 1 << 20
@@ -32,9 +32,9 @@ def list_logs(folder: Path) -> list[dict[str, Any]]:
 
 
 def tail(folder: Path, name: str, *, lines: int) -> dict[str, Any]:
-    """The last lines of one of these files, at most a MiB. Raises ApiError 404 for what is none of them."""
+    """The last lines of one of these files, at most a MiB. Raises NotFoundError for what is none of them."""
     if name not in (entry["name"] for entry in list_logs(folder)):
-        raise not_found(f"there is no log {name[:200]}")
+        raise NotFoundError(f"there is no log {name[:200]}")
     with (folder / name).open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         start = max(0, size - _TAIL_BYTES)

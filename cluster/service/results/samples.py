@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from cluster.service.errors import ApiError, not_found
+from cluster.service.exceptions import InvalidRequestError, NotFoundError, StorageError
 
 Kind: TypeAlias = Literal["step", "eval"]
 
@@ -60,17 +60,17 @@ def sample_steps(rollouts: Path, kind: Kind) -> list[int]:
 
 
 def find_samples(rollouts: Path, query: Query) -> dict[str, Any]:
-    """A page of one step's samples. Raises ApiError 404 where the step has none, 422 for an unknown order."""
+    """A page of one step's samples. Raises NotFoundError where the step has none, 422 for an unknown order."""
     steps = sample_steps(rollouts, query.kind)
     step = query.step if query.step is not None else (steps[-1] if steps else None)
     if step is None:
         return {"kind": query.kind, "step": None, "steps": [], "total": 0, "rewards": [], "samples": []}
     if step not in steps:
-        raise not_found(f"step {step} has no samples")
+        raise NotFoundError(f"step {step} has no samples")
     samples = _step_samples(*_identified(rollouts, query.kind, step))
     names = list(dict.fromkeys(name for sample in samples for name in sample["rewards"]))
     if query.sort not in (*_SORTS, *names):
-        raise ApiError(422, "invalid_request", f"sort: expected one of {', '.join((*_SORTS, *names))}")
+        raise InvalidRequestError(f"sort: expected one of {', '.join((*_SORTS, *names))}")
     wanted = query.text.lower()
     found = [
         sample
@@ -98,7 +98,7 @@ def sample_tokens(rollouts: Path, *, kind: Kind, step: int, sample_id: str, toke
     table = pq.read_table(path)
     rows = table.filter(pc.equal(table["sample_id"], sample_id)).to_pylist()
     if not rows:
-        raise not_found(f"step {step} has no sample {sample_id[:100]}")
+        raise NotFoundError(f"step {step} has no sample {sample_id[:100]}")
     row = rows[0]
     reference = row.get("ref_logprobs")
     kl = [_finite(a - b) for a, b in zip(row["logprobs"], reference, strict=True)] if reference else None
@@ -131,7 +131,7 @@ def _identified(rollouts: Path, kind: Kind, step: int) -> tuple[Path, int]:
     try:
         return path, path.stat().st_mtime_ns
     except OSError:
-        raise not_found(f"step {step} has no samples") from None
+        raise NotFoundError(f"step {step} has no samples") from None
 
 
 @lru_cache(maxsize=4)
@@ -144,7 +144,7 @@ def _step_samples(path: Path, changed: int) -> list[dict[str, Any]]:
     try:
         table = pq.read_table(path, columns=list(_COLUMNS))
     except (OSError, pa.ArrowException) as error:
-        raise ApiError(500, "storage", f"{path.name} cannot be read: {error}") from error
+        raise StorageError(f"{path.name} cannot be read: {error}") from error
     for name in _COUNTED:  # their lengths only: as Python lists the tokens of a step would take gigabytes
         table = table.set_column(table.schema.get_field_index(name), name, pc.list_value_length(table[name]))
     return [_sample(row) for row in table.to_pylist()]

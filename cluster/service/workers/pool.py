@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from cluster.service.errors import ApiError
+from cluster.service.exceptions import DeadlineError, InternalError
 from trainers.errors import Problem, UserError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Helper:
         return self._turn.locked()
 
     async def call(self, work: str, arguments: Mapping[str, Any], *, deadline_s: float) -> Any:
-        """The result of one piece of work. Raises UserError as the work did; ApiError 503 past the deadline."""
+        """The result of one piece of work. Raises UserError as the work did; DeadlineError past the deadline."""
         result = None
         async with contextlib.aclosing(self.stream(work, arguments, deadline_s=deadline_s)) as answers:
             async for kind, value in answers:
@@ -70,7 +70,7 @@ class Helper:
                     whole = kind == "result"
                     yield kind, value
             except TimeoutError:
-                raise ApiError(503, "deadline", f"{work} took longer than {deadline_s:g} s and was ended") from None
+                raise DeadlineError(f"{work} took longer than {deadline_s:g} s and was ended") from None
             except UserError:
                 whole = True
                 raise
@@ -86,9 +86,7 @@ class Helper:
             async with asyncio.timeout(deadline_s):
                 await self._turn.acquire()
         except TimeoutError:
-            raise ApiError(
-                503, "deadline", f"{work} waited longer than {deadline_s:g} s for what came before"
-            ) from None
+            raise DeadlineError(f"{work} waited longer than {deadline_s:g} s for what came before") from None
         try:
             yield
         finally:
@@ -140,13 +138,13 @@ async def _answer(process: asyncio.subprocess.Process) -> tuple[str, Any]:
     assert process.stdout is not None
     line = await process.stdout.readline()
     if not line:
-        raise ApiError(503, "deadline", "the helper process ended without an answer (out of memory?); try again")
+        raise DeadlineError("the helper process ended without an answer (out of memory?); try again")
     answer = json.loads(line)
     if "problems" in answer:
         raise UserError([Problem(where, message) for where, message in answer["problems"]])
     if "failed" in answer:
         logger.error("a helper's work failed: %s", answer["failed"])
-        raise ApiError(500, "internal", "something is wrong with the service itself; its log says what")
+        raise InternalError()
     if "result" in answer:
         return "result", answer["result"]
     return "piece", answer["piece"]

@@ -133,7 +133,7 @@ async def test_of_two_resumes_one_is_refused(queue: Queue, make_run: MakeRun) ->
     run = make_run()
     run.update(state="stopped")
     answers = await asyncio.gather(queue.resume(run), queue.resume(run), return_exceptions=True)
-    assert [type(answer).__name__ for answer in answers] == ["NoneType", "ApiError"]
+    assert [type(answer).__name__ for answer in answers] == ["NoneType", "ConflictError"]
 
 
 async def test_a_run_that_is_resumed_is_not_deleted(queue: Queue, make_run: MakeRun) -> None:

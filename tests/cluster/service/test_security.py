@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 from starlette.testclient import TestClient
 
-from cluster.service.security import LONGEST_BODY, Attempts, Tickets, sha256
+from cluster.service.security import LONGEST_BODY, Attempts, sha256
 from cluster.service.settings import Settings, is_loopback
+from cluster.service.tickets import Tickets
 from tests.support.served import serving
 
 TOKEN = "correct horse battery staple".replace(" ", "-")

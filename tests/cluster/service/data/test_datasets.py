@@ -7,21 +7,20 @@ import itertools
 import json
 import shutil
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from starlette.requests import Request
 from starlette.testclient import TestClient
 from starlette.types import Message
 
 from cluster.runs.directory import RunDirectory
 from cluster.service.data.datasets import Datasets
-from cluster.service.data.uploads import receive_file
-from cluster.service.errors import ApiError
+from cluster.service.data.uploads import Upload, receive_file
+from cluster.service.exceptions import TooLargeError
 from cluster.service.settings import Settings
 from tests.support.served import serving
 
@@ -207,36 +206,34 @@ def test_uploads_at_the_same_time_share_the_room(tmp_path: Path) -> None:
     datasets = Datasets(tmp_path / "datasets", most=1000)
     with datasets.room_for(600, limit=700) as room:
         assert room == 700
-        with pytest.raises(ApiError, match="uploads take"), datasets.room_for(600, limit=700):
+        with pytest.raises(TooLargeError, match="uploads take"), datasets.room_for(600, limit=700):
             pass
         with datasets.room_for(None, limit=700) as rest:
             assert rest == 400
-            with pytest.raises(ApiError, match="uploads take"), datasets.room_for(None, limit=700):
+            with pytest.raises(TooLargeError, match="uploads take"), datasets.room_for(None, limit=700):
                 pass
-    with datasets.room_for(1000, limit=1000), pytest.raises(ApiError), datasets.room_for(1, limit=1000):
+    with datasets.room_for(1000, limit=1000), pytest.raises(TooLargeError), datasets.room_for(1, limit=1000):
         pass
 
 
 def test_uploads_leave_room_on_the_disk(tmp_path: Path) -> None:
     datasets = Datasets(tmp_path / "datasets", most=1 << 62)
     free = shutil.disk_usage(tmp_path).free
-    with pytest.raises(ApiError, match="nearly full"), datasets.room_for(free, limit=2 * free):
+    with pytest.raises(TooLargeError, match="nearly full"), datasets.room_for(free, limit=2 * free):
         pass
 
 
 async def test_an_upload_takes_constant_memory(tmp_path: Path) -> None:
     """256 MB in blocks as they come from a socket, with less than 4 MiB held."""
     block, count = b"p" * 65536, 4096
-    parts = _form(block for _ in range(count))
 
-    async def receive() -> dict[str, object]:
-        body = next(parts, None)
-        return {"type": "http.request", "body": body or b"", "more_body": body is not None}
+    async def chunks() -> AsyncIterator[bytes]:
+        for chunk in _form(block for _ in range(count)):
+            yield chunk
 
-    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
-    request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
+    upload = Upload("multipart/form-data; boundary=b", None, chunks())
     tracemalloc.start()
-    name, size = await receive_file(request, tmp_path / "upload", limit=1 << 30, check_name=str)
+    name, size = await receive_file(upload, tmp_path / "upload", limit=1 << 30, check_name=str)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (name, size) == ("a.jsonl", len(block) * count)

@@ -14,10 +14,10 @@ import pytest
 from starlette.requests import Request
 
 from cluster.jobs.ray_cluster import RayCluster
+from cluster.service.api.disconnect import while_connected
 from cluster.service.app import make_app
 from cluster.service.data.lengths import Lengths
-from cluster.service.disconnect import while_connected
-from cluster.service.errors import ApiError
+from cluster.service.exceptions import MalformedError
 from cluster.service.settings import Settings
 from trainers.errors import UserError
 from trainers.tiny_models import make_tokenizer
@@ -85,7 +85,7 @@ async def test_counting_ends_when_the_client_hangs_up(
     while not (children := helpers()):  # noqa: ASYNC110 - a process has no event
         await asyncio.sleep(0)
     disconnect.set()
-    with pytest.raises(ApiError, match="hung up"):
+    with pytest.raises(MalformedError, match="hung up"):
         await waiting
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 

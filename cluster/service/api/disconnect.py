@@ -1,4 +1,4 @@
-"""Work for a client that goes on only as long as the client is there."""
+"""Work for a client, which ends when the client hangs up."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from cluster.service.errors import ApiError
+from cluster.service.exceptions import MalformedError
 
 T = TypeVar("T")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result; it is cancelled, and ApiError raised, when the client hangs up. The body has been read."""
+    """The work's result; cancelled, with a MalformedError, when the client hangs up. The body has been read."""
     task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ApiError(400, "bad_request", "the client has hung up")  # nobody reads it
+        raise MalformedError("the client has hung up")  # nobody reads it
     finally:
         task.cancel()
         gone.cancel()
