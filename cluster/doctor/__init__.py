@@ -20,7 +20,7 @@ from cluster.doctor.reward_rules import (
 )
 from cluster.doctor.rollout_rules import logprob_gap, truncation
 from cluster.doctor.run_history import RunHistory
-from cluster.doctor.sample_summary import SampleSummary, summarize
+from cluster.doctor.sample_summary import SampleRow, SampleSummary, summarize
 from cluster.doctor.teacher_rules import teacher_not_followed
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Finding",
     "Remedy",
     "SampleEvidence",
+    "SampleRow",
     "SampleSummary",
     "Severity",
     "diagnose",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -70,7 +70,14 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values: rule, severity, title, explanation, evidence {metrics, samples}, remedy {text, changes}."""
-        plain: Mapping[str, Any] = asdict(self)
-        evidence = {"metrics": plain["curves"], "samples": plain["samples"]}
-        rest = {key: value for key, value in plain.items() if key not in ("curves", "samples", "remedy")}
-        return {**rest, "evidence": evidence, "remedy": plain["remedy"]}
+        return {
+            "rule": self.rule,
+            "severity": self.severity,
+            "title": self.title,
+            "explanation": self.explanation,
+            "evidence": {
+                "metrics": [asdict(curve) for curve in self.curves],
+                "samples": [asdict(sample) for sample in self.samples],
+            },
+            "remedy": asdict(self.remedy),
+        }

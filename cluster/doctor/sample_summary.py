@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 LOOP_BYTES = 200  # shorter texts cannot be judged: deflate's own overhead counts too much
 LOOP_RATIO = (
@@ -29,26 +28,37 @@ class SampleSummary:
     failed_by: tuple[str, ...] = ()  # names of the rewards that could not score some sample
 
 
-def summarize(step: int, rows: Iterable[Mapping[str, Any]]) -> SampleSummary:
-    """Of the rows of one `rollouts/step-….parquet`.
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """What is looked at of one sample; the names are columns of `rollouts/step-….parquet`."""
 
-    >>> row = {"group": 0, "completion": "4", "finish_reason": "stop", "valid": True, "rewards": {"r": 1.0}}
-    >>> summarize(1, [{**row, "sample_id": "a"}, {**row, "sample_id": "b"}]).distinct_share
+    sample_id: str
+    group: int
+    completion: str
+    finish_reason: str = "stop"
+    valid: bool = True
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
+
+
+def summarize(step: int, rows: Iterable[SampleRow]) -> SampleSummary:
+    """Of the samples of one step.
+
+    >>> summarize(1, [SampleRow("a", group=0, completion="4"), SampleRow("b", group=0, completion="4")]).distinct_share
     0.5
     """
-    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    groups: dict[int, list[SampleRow]] = {}
     looping, truncated, failed, count = [], [], [], 0
     failed_by: dict[str, None] = {}
     for row in rows:
         count += 1
-        groups.setdefault(row["group"], []).append(row)
-        if loops(row["completion"]):
-            looping.append(row["sample_id"])
-        if row["finish_reason"] == "length":
-            truncated.append(row["sample_id"])
-        if not row["valid"]:
-            failed.append(row["sample_id"])
-        failed_by |= dict.fromkeys(name for name, score in dict(row["rewards"]).items() if score is None)
+        groups.setdefault(row.group, []).append(row)
+        if loops(row.completion):
+            looping.append(row.sample_id)
+        if row.finish_reason == "length":
+            truncated.append(row.sample_id)
+        if not row.valid:
+            failed.append(row.sample_id)
+        failed_by |= dict.fromkeys(name for name, score in row.rewards.items() if score is None)
     shares = {key: _distinct(members) for key, members in groups.items() if len(members) > 1}
     alike = min(shares, key=lambda key: shares[key], default=None)
     return SampleSummary(
@@ -57,7 +67,7 @@ def summarize(step: int, rows: Iterable[Mapping[str, Any]]) -> SampleSummary:
         distinct_share=sum(shares.values()) / len(shares) if shares else None,
         looping_share=len(looping) / count if count else 0.0,
         looping=tuple(looping[:EXAMPLES]),
-        alike=() if alike is None else tuple(row["sample_id"] for row in groups[alike][:EXAMPLES]),
+        alike=() if alike is None else tuple(row.sample_id for row in groups[alike][:EXAMPLES]),
         truncated=tuple(truncated[:EXAMPLES]),
         failed=tuple(failed[:EXAMPLES]),
         failed_by=tuple(failed_by),
@@ -74,5 +84,5 @@ def loops(text: str) -> bool:
     return len(raw) >= LOOP_BYTES and len(zlib.compress(raw)) < LOOP_RATIO * len(raw)
 
 
-def _distinct(rows: list[Mapping[str, Any]]) -> float:
-    return len({row["completion"].strip() for row in rows}) / len(rows)
+def _distinct(rows: Sequence[SampleRow]) -> float:
+    return len({row.completion.strip() for row in rows}) / len(rows)

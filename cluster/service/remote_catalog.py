@@ -18,6 +18,7 @@ from cluster.models.object_store import StoredFolder, StoreError, list_folder, r
 from cluster.models.remote import CONFIGS, WEIGHTS, model_files, write_outline
 from cluster.service.settings import Settings
 from cluster.service.vetting import redacted, vet_bases
+from cluster.service.workers.messages import OutlineWork
 from cluster.service.workers.pool import Helper
 from trainers.errors import UserError
 
@@ -34,8 +35,8 @@ async def outlines(
 
     UserError where one cannot be had, or is an adapter on a base that is not allowed.
     """
-    arguments = {"models": dict(wanted), "root": str(settings.root)}
-    folders: dict[str, str] = await helper.call("outline", arguments, deadline_s=OUTLINE_S)
+    asked = OutlineWork(models=dict(wanted), root=str(settings.root))
+    folders: dict[str, str] = await helper.call(asked, deadline_s=OUTLINE_S)
     if problems := vet_bases(wanted, folders, settings, trusted=trusted):
         raise UserError(problems)
     return folders

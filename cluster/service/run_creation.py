@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.config.run import RunConfig, parse_config, problems_as_json
+from pydantic import BaseModel
+
+from cluster.config.run import RunConfig, parse_config
 from cluster.config.tree import leaves, set_path
 from cluster.models.remote import addresses
 from cluster.runs.atomic_files import write_atomic
@@ -20,8 +22,10 @@ from cluster.runs.directory import RunDirectory
 from cluster.service.exceptions import ConflictError, InvalidConfigError, InvalidRequestError
 from cluster.service.remote_catalog import outlines
 from cluster.service.run_view import Run, view
+from cluster.service.schemas import Detail, PlanAnswer
 from cluster.service.state import AppState
 from cluster.service.vetting import owned, redacted, short_yaml, vet
+from cluster.service.workers.messages import PlanWork
 from trainers.errors import Problem, UserError
 
 PLAN_S = 300.0
@@ -51,7 +55,7 @@ def check_tree(tree: Any) -> None:
 
 async def make_plan(
     parts: AppState, tree: Mapping[str, Any], *, gpus: bool | None, trusted: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+) -> PlanAnswer:
     """The plan, with everything that is wrong with the config among its problems."""
     try:
         config = parse_config(owned(tree, parts.settings))
@@ -63,26 +67,25 @@ async def make_plan(
         if wanted := addresses(config):
             await outlines(parts.planner, wanted, parts.settings, trusted=trusted)
     except UserError as error:
-        return {**_no_plan(error.problems), "config": config.model_dump(mode="json"), "yaml": short_yaml(config)}
+        return _no_plan(error.problems, config)
     if gpus is None:
         gpus = await _has_gpus(parts)
-    arguments = {"config": config.model_dump(mode="json"), "gpus": gpus}
-    plan: dict[str, Any] = await parts.planner.call("plan", arguments, deadline_s=PLAN_S)
-    return {**plan, "yaml": short_yaml(config), "command": COMMAND}
+    asked = PlanWork(config=config.model_dump(mode="json"), gpus=gpus)
+    plan: dict[str, Any] = await parts.planner.call(asked, deadline_s=PLAN_S)
+    return PlanAnswer(**plan, yaml=short_yaml(config), command=COMMAND)
 
 
-def _no_plan(problems: Any) -> dict[str, Any]:
-    return {
-        "config": None,
-        "problems": problems_as_json(problems),
-        "warnings": [],
-        "arithmetic": [],
-        "gpus": None,
-        "roles": [],
-        "memory": [],
-        "yaml": None,
-        "command": COMMAND,
-    }
+def _no_plan(problems: Sequence[Problem], config: RunConfig | None = None) -> PlanAnswer:
+    return PlanAnswer(
+        config=None if config is None else config.model_dump(mode="json"),
+        problems=[Detail(path=problem.where, message=problem.message) for problem in problems],
+        arithmetic=[],
+        gpus=None,
+        roles=[],
+        memory=[],
+        yaml=None if config is None else short_yaml(config),
+        command=COMMAND,
+    )
 
 
 async def _has_gpus(parts: AppState) -> bool | None:
@@ -108,29 +111,35 @@ async def create(
     body = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
     async with parts.creating:
         if (known := _read_key(file)) is not None:
-            if known["body"] != body:
+            if known.body != body:
                 raise ConflictError("this Idempotency-Key came with another body before")
-            if not (parts.settings.root / known["run"]).is_dir():
+            if not (parts.settings.root / known.run).is_dir():
                 raise ConflictError("the run of this Idempotency-Key has been deleted")
-            return parts.runs.show(known["run"]), False
+            return parts.runs.show(known.run), False
         run = await _create(parts, tree, trusted)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps({"body": body, "run": run.id}))
+        write_atomic(file, _Key(body=body, run=run.id).model_dump_json())
         return run, True
 
 
-def _read_key(file: Path) -> dict[str, str] | None:
+class _Key(BaseModel):
+    """An idempotency key that was used: the digest of the body that came with it, and the run that was made."""
+
+    body: str
+    run: str
+
+
+def _read_key(file: Path) -> _Key | None:
     try:
-        found: dict[str, str] = json.loads(file.read_bytes())
+        return _Key.model_validate_json(file.read_bytes())
     except (OSError, ValueError):
         return None
-    return found
 
 
 async def _create(parts: AppState, tree: Mapping[str, Any], trusted: Mapping[str, Any] | None) -> Run:
     plan = await make_plan(parts, tree, gpus=None, trusted=trusted)
-    if plan["problems"]:
-        raise InvalidConfigError(Problem(item["path"], item["message"]) for item in plan["problems"])
+    if plan.problems:
+        raise InvalidConfigError(Problem(found.path, found.message) for found in plan.problems)
     config = parse_config(owned(tree, parts.settings))
     directory = RunDirectory.create(parts.settings.root, config.name, config)
     await parts.queue.add(directory)

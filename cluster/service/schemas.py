@@ -124,6 +124,23 @@ class DatasetList(BaseModel):
     next: str | None
 
 
+class LengthCounts(BaseModel):
+    """A histogram of prompt lengths, chat template included."""
+
+    limit: int
+    longest: int
+    over_limit: int
+    histogram: list[dict[str, int]]
+
+
+class LengthsReport(BaseModel):
+    """The report on a prompts file that was read with a tokenizer; `lengths` is null if it was not read to its end."""
+
+    lengths: LengthCounts | None = None
+    problems: list[dict[str, Any]]
+    problems_total: int
+
+
 class LengthsAnswer(BaseModel):
     """Prompt lengths in a model's tokens."""
 

@@ -14,6 +14,7 @@ from time import monotonic
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.service.errors import ApiError
@@ -63,6 +64,25 @@ class Attempts:
             self._wrong.popitem(last=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What the checks need of an HTTP request."""
+
+    method: str
+    path: str
+    tickets: list[str]
+    client: str
+    headers: Headers
+
+    @classmethod
+    def of(cls, scope: Scope) -> _Call:
+        """From the ASGI scope."""
+        request = HTTPConnection(scope)
+        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        client = (scope.get("client") or ("unknown", 0))[0]
+        return cls(scope.get("method", ""), scope.get("path", ""), query.get("ticket", []), client, request.headers)
+
+
 class Guard:
     """Around the whole app."""
 
@@ -74,19 +94,20 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
+        kind = scope.get("type")
+        if kind != "http":
+            if kind == "lifespan":
                 await self._app(scope, receive, send)
             else:  # there are no web sockets
                 await send({"type": "websocket.close", "code": 1000})
             return
-        sending = _with_headers(send, scope["path"])
+        call = _Call.of(scope)
+        sending = _with_headers(send, call.path)
         try:
-            headers = Headers(scope=scope)
-            self._check_host(headers)
-            _check_site(scope["method"], headers)
-            self._check_token(scope, headers)
-            limited = receive if _is_upload(scope) else _limited(headers, receive)
+            self._check_host(call.headers)
+            _check_site(call.method, call.headers)
+            self._check_token(call)
+            limited = receive if _is_upload(call) else _limited(call.headers, receive)
         except ApiError as error:
             await error.answer()(scope, receive, sending)
             return
@@ -97,26 +118,23 @@ class Guard:
         if self._token is None and _hostname(headers.get("host", "")) not in ("localhost", "127.0.0.1", "::1"):
             raise ApiError(400, "bad_host", "this service answers to localhost and 127.0.0.1 only")
 
-    def _check_token(self, scope: Scope, headers: Headers) -> None:
-        path = scope["path"]
-        if self._token is None or not path.startswith(f"{PREFIX}/") or path == OPEN:
+    def _check_token(self, call: _Call) -> None:
+        if self._token is None or not call.path.startswith(f"{PREFIX}/") or call.path == OPEN:
             return
-        ticket = parse_qs(scope["query_string"].decode("latin-1")).get("ticket")
-        if ticket and scope["method"] == "GET" and self._tickets.redeem(path, ticket[0]):
+        if call.tickets and call.method == "GET" and self._tickets.redeem(call.path, call.tickets[0]):
             return
-        client = (scope.get("client") or ("unknown", 0))[0]
-        if (wait := self._attempts.wait_s(client)) > 0:
+        if (wait := self._attempts.wait_s(call.client)) > 0:
             raise ApiError(
                 429,
                 "too_many_attempts",
                 "too many wrong tokens from this address; wait a minute",
                 headers={"Retry-After": str(int(wait) + 1)},
             )
-        kind, _, given = headers.get("authorization", "").partition(" ")
+        kind, _, given = call.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and hmac.compare_digest(sha256(given.strip()), self._token):
             return
         if given:
-            self._attempts.failed(client)
+            self._attempts.failed(call.client)
         message = "the token is wrong" if given else "a token is needed: send Authorization: Bearer TOKEN"
         raise ApiError(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
 
@@ -134,8 +152,8 @@ def _hostname(host: str) -> str | None:
         return None
 
 
-def _is_upload(scope: Scope) -> bool:
-    return bool(scope["method"] == "POST" and scope["path"] == UPLOAD)
+def _is_upload(call: _Call) -> bool:
+    return call.method == "POST" and call.path == UPLOAD
 
 
 def _check_site(method: str, headers: Headers) -> None:
@@ -171,10 +189,9 @@ def _limited(headers: Headers, receive: Receive) -> Receive:
 
 def _with_headers(send: Send, path: str) -> Send:
     async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message.get("type") == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
-                headers[name] = value
+            headers.update(_HEADERS)
             if path.startswith(f"{PREFIX}/"):
                 headers.setdefault("Cache-Control", "no-cache" if "etag" in headers else "no-store")
         await send(message)

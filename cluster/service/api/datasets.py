@@ -41,6 +41,7 @@ from cluster.service.schemas import (
 )
 from cluster.service.settings import Settings
 from cluster.service.vetting import model_problem
+from cluster.service.workers.messages import CheckWork, RowsWork
 
 CHECK_S, ROWS_S = 1800.0, 60.0
 _MOST_FUNCTIONS, _LONGEST_SOURCE = 500, 1 << 20
@@ -120,7 +121,7 @@ async def config_schema(request: Request) -> Response:
 async def plan(parts: AppStateDep, tree: Tree, gpus: bool | None = None) -> PlanAnswer:
     """What a config would do, and everything that is wrong with it."""
     check_tree(tree)
-    return PlanAnswer.model_validate(await make_plan(parts, tree, gpus=gpus))
+    return await make_plan(parts, tree, gpus=gpus)
 
 
 @router.get("/models")
@@ -148,9 +149,9 @@ async def upload(parts: AppStateDep, request: Request) -> DatasetAnswer:
         with datasets.room_for(coming.size, limit=limit) as room:
             name, _ = await receive_file(coming, partial / "upload", limit=room, check_name=suffix_of)
             file = datasets.name_file(partial, partial / "upload", name)
-            checking = parts.checker.call("check", {"path": str(file)}, deadline_s=CHECK_S)
+            checking = parts.checker.call(CheckWork(path=str(file)), deadline_s=CHECK_S)
             report = await while_connected(request, checking)
-            return DatasetAnswer.model_validate(datasets.finish(partial, file, name, report))
+            return datasets.finish(partial, file, name, report)
     finally:
         await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
 
@@ -176,7 +177,7 @@ async def datasets(
     after: Annotated[str | None, Query(max_length=100)] = None,
 ) -> DatasetList:
     """Uploaded files, newest first."""
-    return DatasetList.model_validate(await asyncio.to_thread(parts.datasets.list, limit=limit, after=after))
+    return await asyncio.to_thread(parts.datasets.list, limit=limit, after=after)
 
 
 @router.get("/datasets/{dataset_id}")
@@ -188,11 +189,10 @@ async def dataset(
 ) -> DatasetAnswer:
     """One file's report, and some of its rows."""
     found = parts.datasets.get(dataset_id)
-    found["rows"] = []
+    shown: list[dict[str, Any]] = []
     if rows:
-        arguments = {"path": found["path"], "count": rows, "offset": offset}
-        found["rows"] = await parts.reader.call("rows", arguments, deadline_s=ROWS_S)
-    return DatasetAnswer.model_validate(found)
+        shown = await parts.reader.call(RowsWork(path=found.path, count=rows, offset=offset), deadline_s=ROWS_S)
+    return found.model_copy(update={"rows": shown})
 
 
 @router.get("/datasets/{dataset_id}/lengths")
@@ -209,18 +209,18 @@ async def lengths(
         raise InvalidRequestError(f"model: {problem}")
     if is_address(model):
         model = (await outlines(parts.planner, {"model": model}, parts.settings))[model]
-    counting = parts.lengths.count(found["path"], model=model, max_prompt_tokens=max_prompt_tokens)
+    counting = parts.lengths.count(found.path, model=model, max_prompt_tokens=max_prompt_tokens)
     report = await while_connected(request, counting)
-    if "lengths" not in report:
+    if report.lengths is None:
         raise ConflictError("the file cannot be read to its end; its report says why")
-    return LengthsAnswer.model_validate({**report, **report["lengths"]})
+    return LengthsAnswer(problems=report.problems, problems_total=report.problems_total, **report.lengths.model_dump())
 
 
 @router.delete("/datasets/{dataset_id}", status_code=204)
 async def delete_dataset(parts: AppStateDep, dataset_id: DatasetId) -> None:
     """Remove an upload."""
     found = parts.datasets.get(dataset_id)
-    if (run := await asyncio.to_thread(uses, parts, found["path"])) is not None:
+    if (run := await asyncio.to_thread(uses, parts, found.path)) is not None:
         raise ConflictError(f"run {run} uses it and has not ended")
     await asyncio.to_thread(parts.datasets.delete, dataset_id)
 

@@ -28,5 +28,5 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+    while (await request.receive()).get("type") != "http.disconnect":
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,11 +14,11 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from cluster.models.remote import as_run
 from cluster.service.api.dependencies import AppStateDep, RunId
-from cluster.service.api.streaming import chat_events, chat_models, run_events, stream
+from cluster.service.api.streaming import chat_events, chat_work, run_events, stream
 from cluster.service.exceptions import BusyError, NotFoundError
 from cluster.service.results.downloads import archive, archive_size, list_logs, tail
-from cluster.service.results.metrics import columns, select, tag
-from cluster.service.results.samples import Kind, find_samples, sample_tokens
+from cluster.service.results.metrics import columns, select, step_of, tag
+from cluster.service.results.samples import Kind, SampleTokens, find_samples, sample_tokens
 from cluster.service.results.samples import Query as SampleQuery
 from cluster.service.run_creation import config_of
 from cluster.service.schemas import ChatRequest, LogAnswer, Ticket
@@ -72,15 +73,16 @@ async def metrics(
 ) -> Response:
     """Metrics by step."""
     path = parts.runs.directory(run_id).metrics
-    headers = {"ETag": tag(path)}
-    if request.headers.get("if-none-match") == headers["ETag"]:
+    etag = tag(path)
+    headers = {"ETag": etag}
+    if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
 
     def answer() -> Response:
         rows = parts.metrics.read(path)
         chosen = select(rows, since=query.since, keys=query.keys, points=query.points)
         shown = columns(chosen) if query.format == "columns" else {"metrics": chosen}
-        return JSONResponse({**shown, "last": rows[-1]["step"] if rows else None, "total": len(rows)}, headers=headers)
+        return JSONResponse({**shown, "last": step_of(rows[-1]) if rows else None, "total": len(rows)}, headers=headers)
 
     return await asyncio.to_thread(answer)
 
@@ -112,16 +114,16 @@ async def samples(parts: AppStateDep, run_id: RunId, query: Annotated[SamplesQue
         limit=query.limit,
         offset=query.offset,
     )
-    return await asyncio.to_thread(find_samples, parts.runs.directory(run_id).rollouts, wanted)
+    return asdict(await asyncio.to_thread(find_samples, parts.runs.directory(run_id).rollouts, wanted))
 
 
 @router.get("/samples/tokens")
 async def tokens(parts: AppStateDep, run_id: RunId, query: Annotated[TokensQuery, Query()]) -> dict[str, Any]:
     """One sample's tokens with their log-probabilities."""
-    return await asyncio.to_thread(_tokens, parts, run_id, query)
+    return asdict(await asyncio.to_thread(_tokens, parts, run_id, query))
 
 
-def _tokens(parts: AppState, run_id: str, query: TokensQuery) -> dict[str, Any]:
+def _tokens(parts: AppState, run_id: str, query: TokensQuery) -> SampleTokens:
     directory = parts.runs.directory(run_id)
     _, config = config_of(directory)
     folders = [directory.model]
@@ -179,14 +181,7 @@ def _model_folder(parts: AppState, run_id: str) -> Path:
 @router.post("/chat", response_class=EventSourceResponse)
 async def chat(parts: AppStateDep, run_id: RunId, asked: ChatRequest) -> EventSourceResponse:
     """Answers of the trained model and of its base."""
-    models, histories = chat_models(parts, run_id, asked)
+    work = chat_work(parts, run_id, asked)
     if parts.chat_worker.busy:
         raise BusyError("another conversation is being answered; try again in a moment")
-    arguments = {
-        "models": models,
-        "histories": histories,
-        "max_tokens": asked.max_tokens,
-        "temperature": asked.temperature,
-        "system": asked.system,
-    }
-    return stream(chat_events(parts, arguments))
+    return stream(chat_events(parts, work))

@@ -39,7 +39,8 @@ def run_details(parts: AppState, run_id: str) -> RunDetails:
         rows = parts.metrics.read(directory.metrics)
     except RunDirectoryError as error:
         problem = str(error)
-    pace = [row["time/step_s"] for row in rows[-_RECENT:] if isinstance(row.get("time/step_s"), int | float)]
+    durations = [row.get("time/step_s") for row in rows[-_RECENT:]]
+    pace = [seconds for seconds in durations if isinstance(seconds, int | float)]
     step_s = median(pace) if pace else None
     files = model_files(directory.model) if directory.model.is_dir() else []
     checkpoints = [
@@ -87,8 +88,9 @@ def _changed(rollouts: Path, step: int) -> int:
 
 @lru_cache(maxsize=64)
 def _summary(rollouts: Path, step: int, changed: int) -> doctor.SampleSummary:
-    samples = find_samples(rollouts, SampleQuery(step=step, limit=_ALL))["samples"]
-    return doctor.summarize(step, [{**sample, "sample_id": sample["id"]} for sample in samples])
+    samples = find_samples(rollouts, SampleQuery(step=step, limit=_ALL)).samples
+    rows = [doctor.SampleRow(s.id, s.group, s.completion, s.finish_reason, s.valid, s.rewards) for s in samples]
+    return doctor.summarize(step, rows)
 
 
 def _bytes(folder: Path) -> int:

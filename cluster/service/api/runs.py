@@ -122,9 +122,8 @@ async def clone_plan(parts: AppStateDep, run_id: RunId, wanted: Clone | None = N
     wanted = wanted or Clone()
     source, tree = changed_config(parts, run_id, wanted.changes, wanted.name)
     plan = await make_plan(parts, tree, gpus=None, trusted=source)
-    shown = redacted({"config": plan["config"], "yaml": plan["yaml"]})
-    changes = differences(source, plan["config"] or tree)
-    return PlanAnswer.model_validate({**plan, **shown, "changes": changes})
+    changes = differences(source, plan.config or tree)
+    return plan.model_copy(update={"config": redacted(plan.config), "yaml": redacted(plan.yaml), "changes": changes})
 
 
 @router.get("/{run_id}/diagnosis")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 from sse_starlette import EventSourceResponse, JSONServerSentEvent, ServerSentEvent
@@ -15,10 +15,12 @@ from cluster.runs.atomic_files import RunDirectoryError
 from cluster.runs.directory import RunDirectory
 from cluster.service.exceptions import ConflictError, InvalidRequestError, NotFoundError, ServiceError
 from cluster.service.queue import placed
+from cluster.service.results.metrics import step_of
 from cluster.service.run_creation import config_of
-from cluster.service.run_view import view
+from cluster.service.run_view import Run, view
 from cluster.service.schemas import ChatRequest
 from cluster.service.state import AppState
+from cluster.service.workers.messages import ChatPiece, ChatWork
 from trainers.errors import UserError
 
 POLL_S, PING_S = 0.5, 15
@@ -33,7 +35,7 @@ def stream(events: AsyncIterator[ServerSentEvent]) -> EventSourceResponse:
 
 async def run_events(parts: AppState, directory: RunDirectory, since: int | None) -> AsyncIterator[ServerSentEvent]:
     """A run's changes and every step after `since`, until it has ended (or its directory is gone)."""
-    shown: dict[str, Any] | None = None
+    shown: Run | None = None
     last = since
     while True:
         try:
@@ -42,35 +44,31 @@ async def run_events(parts: AppState, directory: RunDirectory, since: int | None
             yield JSONServerSentEvent({"state": "unreadable"}, event="end")
             return
         if run != shown:
-            yield JSONServerSentEvent(run, event="run")
+            yield JSONServerSentEvent(run.model_dump(mode="json"), event="run")
             shown = run
-        newest = rows[-1]["step"] if rows else None
+        newest = step_of(rows[-1]) if rows else None
         if last is not None and newest is not None and newest < last:
             yield JSONServerSentEvent({"last": newest}, event="reset")
             last = newest
-        for row in rows if last is None else rows[bisect_right(rows, last, key=_step) :]:
-            yield JSONServerSentEvent(row, event="metrics", id=str(row["step"]))
-            last = row["step"]
-        if run["state"] not in _GOING:
-            yield JSONServerSentEvent({"state": run["state"]}, event="end")
+        for row in rows if last is None else rows[bisect_right(rows, last, key=step_of) :]:
+            last = step_of(row)
+            yield JSONServerSentEvent(row, event="metrics", id=str(last))
+        if run.state not in _GOING:
+            yield JSONServerSentEvent({"state": run.state}, event="end")
             return
         await asyncio.sleep(POLL_S)
 
 
-def _step(row: Mapping[str, Any]) -> int:
-    return int(row["step"])
-
-
-def _look(parts: AppState, directory: RunDirectory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _look(parts: AppState, directory: RunDirectory) -> tuple[Run, list[dict[str, Any]]]:
     """The run first: what it had recorded when it ended is then among the rows."""
     if not directory.path.is_dir():
         raise NotFoundError("the run is gone")
     run = placed(view(directory), parts.queue.waiting())
-    return run.model_dump(mode="json"), parts.metrics.read(directory.metrics)
+    return run, parts.metrics.read(directory.metrics)
 
 
-def chat_models(parts: AppState, run_id: str, asked: ChatRequest) -> tuple[dict[str, str], dict[str, Any]]:
-    """The models' places and the histories, by who answers. Raises ServiceError where there is nothing to talk to."""
+def chat_work(parts: AppState, run_id: str, asked: ChatRequest) -> ChatWork:
+    """What the worker is asked. Raises ServiceError if there is no model to talk to."""
     directory = parts.runs.directory(run_id)
     if not directory.model.is_dir():
         raise NotFoundError("the run has no model yet")
@@ -80,28 +78,27 @@ def chat_models(parts: AppState, run_id: str, asked: ChatRequest) -> tuple[dict[
         _, config = config_of(directory)
         if config is None:
             raise ConflictError("the run's config cannot be read, so its base is not known")
-        histories["base"] = [turn.model_dump() for turn in asked.base]
-        models["base"] = as_run(config, directory).policy.model
-    if any(history[-1]["role"] != "user" for history in histories.values()):
+        histories |= {"base": [turn.model_dump() for turn in asked.base]}
+        models |= {"base": as_run(config, directory).policy.model}
+    if any(history[-1].role != "user" for history in (asked.trained, asked.base) if history is not None):
         raise InvalidRequestError("each history must end with a user turn")
-    return models, histories
+    return ChatWork(
+        models=models,
+        histories=histories,
+        max_tokens=asked.max_tokens,
+        temperature=asked.temperature,
+        system=asked.system,
+    )
 
 
-async def chat_events(parts: AppState, arguments: Mapping[str, Any]) -> AsyncIterator[ServerSentEvent]:
+async def chat_events(parts: AppState, work: ChatWork) -> AsyncIterator[ServerSentEvent]:
     """The pieces of the answers; an error is the last event where one comes."""
     try:
-        async with contextlib.aclosing(parts.chat_worker.stream("chat", arguments, deadline_s=CHAT_S)) as answers:
+        async with contextlib.aclosing(parts.chat_worker.stream(work, deadline_s=CHAT_S)) as answers:
             async for kind, value in answers:
                 if kind == "result":
                     break
-                if "state" in value:
-                    yield JSONServerSentEvent({"message": value["state"]}, event="state")
-                elif "missing" in value:
-                    yield JSONServerSentEvent({"who": value["who"], "message": value["missing"]}, event="missing")
-                elif "end" in value:
-                    yield JSONServerSentEvent({"who": value["who"]}, event="end")
-                else:
-                    yield JSONServerSentEvent(value, event="piece")
+                yield _chat_event(ChatPiece.model_validate(value))
     except UserError as error:
         problem = error.problems[0]
         yield JSONServerSentEvent({"code": "invalid_request", "message": problem.message}, event="error")
@@ -109,3 +106,14 @@ async def chat_events(parts: AppState, arguments: Mapping[str, Any]) -> AsyncIte
         yield JSONServerSentEvent({"code": error.code, "message": error.message}, event="error")
     else:
         yield JSONServerSentEvent({}, event="done")
+
+
+def _chat_event(piece: ChatPiece) -> ServerSentEvent:
+    match piece.kind:
+        case "state":
+            return JSONServerSentEvent({"message": piece.text}, event="state")
+        case "missing":
+            return JSONServerSentEvent({"who": piece.who, "message": piece.text}, event="missing")
+        case "end":
+            return JSONServerSentEvent({"who": piece.who}, event="end")
+    return JSONServerSentEvent({"who": piece.who, "text": piece.text}, event="piece")

@@ -17,12 +17,13 @@ from typing import Any
 
 from cluster.runs.atomic_files import write_atomic
 from cluster.service.exceptions import NotFoundError, TooLargeError, UnsupportedFormatError, printable
+from cluster.service.schemas import DatasetAnswer, DatasetList
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
 LEAST_FREE = 1 << 30  # bytes that uploads leave on the disk: the runs write there too
 _ID = re.compile(r"ds-\d{8}-\d{6}-[0-9a-f]{6}")
 _LONGEST_NAME = 255
-_LONG = ("evidence", "problems")
+_LONG = {"evidence", "problems"}
 _ADVICE: Mapping[str, str] = {
     "sft": "It holds responses: set data.strip_responses to use its prompts only.",
     "preference": "It is offline data (DPO, reward models); online RLHF needs prompts only.",
@@ -74,46 +75,48 @@ class Datasets:
         """Give the uploaded file the suffix that its name promises. Raises UnsupportedFormatError for another one."""
         return upload.rename(partial / f"prompts{suffix_of(name)}")
 
-    def finish(self, partial: Path, file: Path, name: str, report: Mapping[str, Any]) -> dict[str, Any]:
+    def finish(self, partial: Path, file: Path, name: str, report: Mapping[str, Any]) -> DatasetAnswer:
         """Make the upload a dataset, with its report."""
         dataset_id = partial.name.removeprefix(".").removesuffix(".partial")
         final = self._folder / dataset_id
         shown = printable(Path(name.replace("\\", "/")).name)[-_LONGEST_NAME:]
-        record = {
-            "id": dataset_id,
-            "name": shown,
-            "path": str(final / file.name),
-            "bytes": file.stat().st_size,
-            "created": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-            **report,
-            "file": shown,
-            "advice": None if report["ready"] else _ADVICE.get(report["format"], "The lines below say what is wrong."),
-        }
-        write_atomic(partial / "dataset.json", json.dumps(record))
+        created = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        record = DatasetAnswer(
+            id=dataset_id,
+            name=shown,
+            path=str(final / file.name),
+            bytes=file.stat().st_size,
+            created=created,
+            **{**report, "file": shown},
+        )
+        if not record.ready:
+            advice = _ADVICE.get(record.format, "The lines below show what is wrong.")
+            record = record.model_copy(update={"advice": advice})
+        write_atomic(partial / "dataset.json", json.dumps(record.model_dump()))
         partial.rename(final)
         return record
 
-    def get(self, dataset_id: str) -> dict[str, Any]:
+    def get(self, dataset_id: str) -> DatasetAnswer:
         """One dataset. Raises NotFoundError."""
         if _ID.fullmatch(dataset_id):
             try:
-                found: dict[str, Any] = json.loads((self._folder / dataset_id / "dataset.json").read_bytes())
+                found = DatasetAnswer.model_validate_json((self._folder / dataset_id / "dataset.json").read_bytes())
             except (OSError, ValueError):
                 pass
             else:
                 return found
         raise NotFoundError(f"there is no dataset {dataset_id}")
 
-    def list(self, *, limit: int, after: str | None) -> dict[str, Any]:
+    def list(self, *, limit: int, after: str | None) -> DatasetList:
         """Newest first, without problems and evidence."""
         names = sorted((path.parent.name for path in self._folder.glob("ds-*/dataset.json")), reverse=True)
         rest = [name for name in names if after is None or name < after]
         shown = [self._brief(name) for name in rest[:limit]]
         following = rest[limit - 1] if len(rest) > limit else None
-        return {"datasets": shown, "total": len(names), "next": following}
+        return DatasetList(datasets=shown, total=len(names), next=following)
 
-    def _brief(self, name: str) -> dict[str, Any]:
-        return {key: value for key, value in self.get(name).items() if key not in _LONG}
+    def _brief(self, name: str) -> DatasetAnswer:
+        return DatasetAnswer.model_validate(self.get(name).model_dump(exclude=_LONG))
 
     def delete(self, dataset_id: str) -> None:
         """Remove it, whole. Raises NotFoundError."""

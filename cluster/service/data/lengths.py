@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 from cluster.service.exceptions import DeadlineError
+from cluster.service.schemas import LengthsReport
+from cluster.service.workers.messages import LengthsWork
 from cluster.service.workers.pool import Helper
 
 LENGTHS_S = 600.0
@@ -26,24 +27,26 @@ class Lengths:
         self._root = root
         self._helper = Helper()
         self._turn = asyncio.Lock()
-        self._reports: OrderedDict[_Key, dict[str, Any]] = OrderedDict()
+        self._reports: OrderedDict[_Key, LengthsReport] = OrderedDict()
 
-    async def count(self, path: str, *, model: str, max_prompt_tokens: int) -> dict[str, Any]:
+    async def count(self, path: str, *, model: str, max_prompt_tokens: int) -> LengthsReport:
         """The report on an upload, whose file never changes. Raises UserError, and ServiceError past the deadline."""
         key = (path, model, max_prompt_tokens, _versions(Path(model)))
         try:
             async with asyncio.timeout(LENGTHS_S), self._turn:  # who asks for the same meanwhile finds it
                 if key not in self._reports:
-                    limit = {"max_prompt_tokens": max_prompt_tokens}
-                    arguments = {"path": path, "model": model, "root": str(self._root), **limit}
-                    self._reports[key] = await self._helper.call("lengths", arguments, deadline_s=LENGTHS_S)
+                    asked = LengthsWork(
+                        path=path, model=model, root=str(self._root), max_prompt_tokens=max_prompt_tokens
+                    )
+                    report = await self._helper.call(asked, deadline_s=LENGTHS_S)
+                    self._reports[key] = LengthsReport.model_validate(report)
         except TimeoutError:  # the wait for others' counts
             raise DeadlineError(f"lengths took longer than {LENGTHS_S:g} s and was ended") from None
-        report = self._reports[key]
+        found = self._reports[key]
         self._reports.move_to_end(key)
         while len(self._reports) > _KEPT:
             self._reports.popitem(last=False)
-        return report
+        return found
 
     async def close(self) -> None:
         """End the process, if there is one."""

@@ -68,11 +68,16 @@ def _read_on(file: _File, path: Path) -> None:
         file.lines += 1
         try:
             row = _parse(raw)
-            row["step"] = int(row["step"])
+            row |= {"step": step_of(row)}
         except (ValueError, TypeError, KeyError) as error:
             raise RunDirectoryError(f"{path.name}, line {file.lines}: not a step's metrics ({error})") from error
         file.rows.append(row)
     file.offset += len(whole)
+
+
+def step_of(row: Mapping[str, Any]) -> int:
+    """The step that a row of `metrics.jsonl` is of."""
+    return int(row["step"])
 
 
 def _parse(raw: bytes) -> Any:
@@ -103,7 +108,7 @@ def select(
     >>> select([{"step": i, "a": i == 3, "b": 0} for i in range(1, 8)], since=1, keys=["a"], points=3)
     [{'step': 2, 'a': False}, {'step': 3, 'a': True}, {'step': 7, 'a': False}]
     """
-    found = [row for row in rows if since is None or row["step"] > since]
+    found = [row for row in rows if since is None or step_of(row) > since]
     if points and len(found) > points:
         found = [found[i] for i in telling_rows(found, keys=keys, points=points)]
     if not keys:
@@ -119,4 +124,4 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     {'step': [1, 2], 'series': {'a': [0.5, None], 'b': [None, 1]}}
     """
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "step"]
-    return {"step": [row["step"] for row in rows], "series": {key: [row.get(key) for row in rows] for key in keys}}
+    return {"step": [step_of(row) for row in rows], "series": {key: [row.get(key) for row in rows] for key in keys}}

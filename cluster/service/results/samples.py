@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -18,24 +18,50 @@ from cluster.service.exceptions import InvalidRequestError, NotFoundError, Stora
 
 Kind: TypeAlias = Literal["step", "eval"]
 
-_COLUMNS = (
-    "sample_id",
-    "group",
-    "prompt",
-    "completion",
-    "prompt_tokens",
-    "tokens",
-    "rewards",
-    "reward",
-    "valid",
-    "advantage",
-    "policy_version",
-    "finish_reason",
-)
 _COUNTED = ("prompt_tokens", "tokens")
 _CONTEXT = 6  # tokens that decide how the next one is written
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _SORTS = ("group", "reward", "advantage", "tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample, in the order of the recorder's columns; of its tokens only their number."""
+
+    id: str
+    group: int
+    prompt: list[dict[str, Any]]
+    completion: str
+    prompt_tokens: int
+    tokens: int
+    rewards: dict[str, float | None]
+    reward: float | None
+    valid: bool
+    advantage: float | None
+    policy_version: int
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePage:
+    """A page of one step's samples; `steps` have samples, `total` match the query, `rewards` are their names."""
+
+    kind: Kind
+    step: int | None
+    steps: list[int]
+    total: int = 0
+    rewards: list[str] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTokens:
+    """One sample's tokens; all lists are of one length, or null if they are not known."""
+
+    pieces: list[str] | None
+    tokens: list[int]
+    logprobs: list[float | None]
+    kl: list[float | None] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,51 +85,47 @@ def sample_steps(rollouts: Path, kind: Kind) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def find_samples(rollouts: Path, query: Query) -> dict[str, Any]:
+def find_samples(rollouts: Path, query: Query) -> SamplePage:
     """A page of one step's samples. Raises NotFoundError where the step has none, 422 for an unknown order."""
     steps = sample_steps(rollouts, query.kind)
     step = query.step if query.step is not None else (steps[-1] if steps else None)
     if step is None:
-        return {"kind": query.kind, "step": None, "steps": [], "total": 0, "rewards": [], "samples": []}
+        return SamplePage(query.kind, None, [])
     if step not in steps:
         raise NotFoundError(f"step {step} has no samples")
     samples = _step_samples(*_identified(rollouts, query.kind, step))
-    names = list(dict.fromkeys(name for sample in samples for name in sample["rewards"]))
+    names = list(dict.fromkeys(name for sample in samples for name in sample.rewards))
     if query.sort not in (*_SORTS, *names):
         raise InvalidRequestError(f"sort: expected one of {', '.join((*_SORTS, *names))}")
     wanted = query.text.lower()
     found = [
         sample
         for sample in samples
-        if (query.group is None or sample["group"] == query.group) and (not wanted or wanted in _searched(sample))
+        if (query.group is None or sample.group == query.group) and (not wanted or wanted in _searched(sample))
     ]
     ordered = _sorted(found, query.sort, descending=query.descending)
     page = ordered[query.offset : query.offset + query.limit]
-    return {
-        "kind": query.kind,
-        "step": step,
-        "steps": steps,
-        "total": len(found),
-        "rewards": names,
-        "samples": page,
-    }
+    return SamplePage(query.kind, step, steps, len(found), names, page)
 
 
-def sample_tokens(rollouts: Path, *, kind: Kind, step: int, sample_id: str, tokenizer: Path | None) -> dict[str, Any]:
+def sample_tokens(rollouts: Path, *, kind: Kind, step: int, sample_id: str, tokenizer: Path | None) -> SampleTokens:
     """One sample's tokens with their log-probabilities, and their texts where the tokenizer is here."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     path, *_ = _identified(rollouts, kind, step)
     table = pq.read_table(path)
-    rows = table.filter(pc.equal(table["sample_id"], sample_id)).to_pylist()
-    if not rows:
+    found = table.filter(pc.equal(table["sample_id"], sample_id)).slice(0, 1)
+    if not found.num_rows:
         raise NotFoundError(f"step {step} has no sample {sample_id[:100]}")
-    row = rows[0]
-    reference = row.get("ref_logprobs")
-    kl = [_finite(a - b) for a, b in zip(row["logprobs"], reference, strict=True)] if reference else None
-    pieces = _pieces(tokenizer, row["tokens"]) if tokenizer else None
-    return {"pieces": pieces, "tokens": row["tokens"], "logprobs": [_finite(v) for v in row["logprobs"]], "kl": kl}
+    tokens, logprobs = (found.column(name)[0].as_py() for name in ("tokens", "logprobs"))
+    reference = found.column("ref_logprobs")[0].as_py() if "ref_logprobs" in found.column_names else None
+    return SampleTokens(
+        pieces=_pieces(tokenizer, tokens) if tokenizer else None,
+        tokens=tokens,
+        logprobs=[_finite(value) for value in logprobs],
+        kl=[_finite(a - b) for a, b in zip(logprobs, reference, strict=True)] if reference else None,
+    )
 
 
 def _pieces(tokenizer: Path, tokens: Sequence[int]) -> list[str]:
@@ -135,53 +157,62 @@ def _identified(rollouts: Path, kind: Kind, step: int) -> tuple[Path, int]:
 
 
 @lru_cache(maxsize=4)
-def _step_samples(path: Path, changed: int) -> list[dict[str, Any]]:
+def _step_samples(path: Path, changed: int) -> list[Sample]:
     """Every sample of one file, without its tokens; not to be changed."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    names = ["sample_id", *(column.name for column in fields(Sample)[1:])]
     try:
-        table = pq.read_table(path, columns=list(_COLUMNS))
+        table = pq.read_table(path, columns=names)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{path.name} cannot be read: {error}") from error
-    for name in _COUNTED:  # their lengths only: as Python lists the tokens of a step would take gigabytes
-        table = table.set_column(table.schema.get_field_index(name), name, pc.list_value_length(table[name]))
-    return [_sample(row) for row in table.to_pylist()]
+    # Of tokens their number only: as Python lists those of a step would take gigabytes.
+    columns = [pc.list_value_length(table[name]) if name in _COUNTED else table[name] for name in names]
+    return [_sample(Sample(*values)) for values in zip(*(column.to_pylist() for column in columns), strict=True)]
 
 
-def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "id": row["sample_id"],
-        "group": row["group"],
-        "prompt": json.loads(row["prompt"]),
-        "completion": row["completion"],
-        "prompt_tokens": row["prompt_tokens"],
-        "tokens": row["tokens"],
-        "rewards": {name: _finite(score) for name, score in row["rewards"]},
-        "reward": _finite(row["reward"]),
-        "valid": row["valid"],
-        "advantage": _finite(row["advantage"]),
-        "policy_version": row["policy_version"],
-        "finish_reason": row["finish_reason"],
-    }
+def _sample(raw: Sample) -> Sample:
+    """As it is shown: the prompt is a JSON text in the file, the rewards are pairs."""
+    return replace(
+        raw,
+        prompt=json.loads(raw.prompt),  # type: ignore[arg-type]
+        rewards={name: _finite(score) for name, score in dict(raw.rewards).items()},
+        reward=_finite(raw.reward),
+        advantage=_finite(raw.advantage),
+    )
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _searched(sample: Mapping[str, Any]) -> str:
-    turns = " ".join(str(turn.get("content") or "") for turn in sample["prompt"])
-    return f"{turns} {sample['completion']}".lower()
+def _searched(sample: Sample) -> str:
+    turns = " ".join(str(turn.get("content") or "") for turn in sample.prompt)
+    return f"{turns} {sample.completion}".lower()
 
 
-def _sorted(samples: list[dict[str, Any]], sort: str, *, descending: bool) -> list[dict[str, Any]]:
+def _sorted(samples: list[Sample], sort: str, *, descending: bool) -> list[Sample]:
     """By one value; samples without it come last either way."""
     if sort == "group":
         return samples[::-1] if descending else samples
-    values = [sample[sort] if sort in _SORTS else sample["rewards"].get(sort) for sample in samples]
-    known = [i for i, value in enumerate(values) if value is not None]
+    values = [_value(sample, sort) for sample in samples]
+    known = sorted(((value, i) for i, value in enumerate(values) if value is not None), key=_first, reverse=descending)
     unknown = [i for i, value in enumerate(values) if value is None]
-    known.sort(key=lambda i: values[i], reverse=descending)
-    return [samples[i] for i in (*known, *unknown)]
+    return [samples[i] for i in (*(i for _, i in known), *unknown)]
+
+
+def _first(pair: tuple[float, int]) -> float:
+    return pair[0]
+
+
+def _value(sample: Sample, sort: str) -> float | None:
+    match sort:
+        case "reward":
+            return sample.reward
+        case "advantage":
+            return sample.advantage
+        case "tokens":
+            return sample.tokens
+    return sample.rewards.get(sort)

@@ -12,47 +12,57 @@ import resource
 import sys
 import traceback
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
+from cluster.service.workers.messages import (
+    WORK,
+    ChatPiece,
+    ChatWork,
+    CheckWork,
+    LengthsWork,
+    OutlineWork,
+    PlanWork,
+    Reply,
+    RowsWork,
+)
 from trainers.errors import Problem, UserError
 
 _MOST_MEMORY = 16 << 30  # bytes of address space for a file that may unpack to anything
 _ROWS_MEMORY = 1 << 30  # the same to show some rows of one, beyond what the process has taken before
-Work = Callable[[Mapping[str, Any]], Any]
 
 
-def plan(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def plan(asked: PlanWork) -> dict[str, Any]:
     """`cluster.planning.plan` of a config tree."""
     from cluster.config.run import parse_config
     from cluster.planning.plan import as_json, make_plan
 
-    return as_json(make_plan(parse_config(arguments["config"]), gpus=arguments["gpus"]))
+    return as_json(make_plan(parse_config(asked.config), gpus=asked.gpus))
 
 
-def outline(arguments: Mapping[str, Any]) -> dict[str, str]:
+def outline(asked: OutlineWork) -> dict[str, str]:
     """Folders that say what the models at some addresses are."""
     from cluster.models.remote import fetch_all, model_store
 
-    folders = fetch_all(arguments["models"], model_store(Path(arguments["root"])), "outline")
+    folders = fetch_all(asked.models, model_store(Path(asked.root)), "outline")
     return {address: str(folder) for address, folder in folders.items()}
 
 
-def check_file(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def check_file(asked: CheckWork) -> dict[str, Any]:
     """The report on one prompt file."""
     from trainers.data.check import CheckOptions, check
 
     _limit_memory(_MOST_MEMORY)
     try:
-        return check(arguments["path"], CheckOptions()).as_json()
+        return check(asked.path, CheckOptions()).as_json()
     except MemoryError:
         problem = f"reading it takes more than {_MOST_MEMORY >> 30} GiB; write it again in smaller pieces"
         raise UserError([Problem("file", problem)]) from None
 
 
-def rows(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows(asked: RowsWork) -> list[dict[str, Any]]:
     """Some rows of a prompt file, for the page."""
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # the usual one reserves 1 GiB for its first byte
     import pyarrow as pa
@@ -60,9 +70,9 @@ def rows(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     from cluster.service.workers.preview import read_rows
 
     _limit_rows_memory()
-    path = Path(arguments["path"])
+    path = Path(asked.path)
     try:
-        return read_rows(path, count=arguments["count"], offset=arguments["offset"])
+        return read_rows(path, count=asked.count, offset=asked.offset)
     except MemoryError:
         problem = f"cannot be shown: these rows take more than {_ROWS_MEMORY >> 30} GiB of memory to read"
         raise UserError([Problem(path.name, problem)]) from None
@@ -83,20 +93,20 @@ def _limit_memory(most: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
-def lengths(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def lengths(asked: LengthsWork) -> dict[str, Any]:
     """The report on one prompt file with its prompts' lengths in a model's tokens."""
     from cluster.runs.prompts_cache import PromptsCache, known_lengths
     from trainers.data.chat import ChatEncoder
     from trainers.data.check import CheckOptions, check
 
-    encoder = ChatEncoder.load(arguments["model"])
+    encoder = ChatEncoder.load(asked.model)
     options = CheckOptions(
         encoder=encoder,
-        memory=known_lengths(PromptsCache(Path(arguments["root"])), arguments["model"], None),
-        max_prompt_tokens=arguments["max_prompt_tokens"],
+        memory=known_lengths(PromptsCache(Path(asked.root)), asked.model, None),
+        max_prompt_tokens=asked.max_prompt_tokens,
         strip_responses=True,
     )
-    return check(arguments["path"], options).as_json()
+    return check(asked.path, options).as_json()
 
 
 class Chat:
@@ -105,40 +115,35 @@ class Chat:
     def __init__(self) -> None:
         self._models: dict[str, Any] = {}
 
-    def __call__(self, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Pieces as they are written: {"who", "text"}; {"who", "end": true}; {"state"} while loading.
-
-        {"who": "base", "missing"} where the base cannot be loaded: the trained model answers alone.
-        """
+    def __call__(self, asked: ChatWork) -> Iterator[ChatPiece]:
+        """Pieces as they are written. Where the base cannot be loaded the trained model replies alone."""
         from cluster.models.chat import ChatModel, ChatOptions
 
-        options = ChatOptions(
-            max_tokens=arguments["max_tokens"], temperature=arguments["temperature"], system=arguments["system"]
-        )
-        wanted = {name: arguments["models"][name] for name in arguments["histories"]}
+        options = ChatOptions(max_tokens=asked.max_tokens, temperature=asked.temperature, system=asked.system)
+        wanted = {name: asked.models[name] for name in asked.histories}
         self._models = {path: model for path, model in self._models.items() if path in wanted.values()}
         for who, path in wanted.items():
             if path in self._models:
                 continue
-            yield {"state": "loading the models"}
+            yield ChatPiece(kind="state", text="loading the models")
             try:
                 self._models[path] = ChatModel(path)
             except UserError as error:
                 if who == "trained":
                     raise
-                yield {"who": who, "missing": error.problems[0].message}
-        for who, history in arguments["histories"].items():
+                yield ChatPiece(kind="missing", who=who, text=error.problems[0].message)
+        for who, history in asked.histories.items():
             if wanted[who] not in self._models:
                 continue
             for text in self._models[wanted[who]].stream(history, options):
                 if text:
-                    yield {"who": who, "text": text}
-            yield {"who": who, "end": True}
+                    yield ChatPiece(kind="text", who=who, text=text)
+            yield ChatPiece(kind="end", who=who)
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
     """Answer every request until the input ends."""
-    works: dict[str, Work] = {
+    works: dict[str, Callable[[Any], Any]] = {
         "plan": plan,
         "outline": outline,
         "check": check_file,
@@ -146,24 +151,25 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         "lengths": lengths,
         "chat": Chat(),
     }
+
+    def answer(reply: Reply) -> None:
+        answers.write(json.dumps(reply.model_dump()) + "\n")  # a file's text may hold what UTF-8 cannot
+        answers.flush()
+
     for line in requests:
-        request = json.loads(line)
-
-        def answer(**parts: Any) -> None:
-            answers.write(json.dumps(parts) + "\n")
-            answers.flush()
-
         try:
-            result = works[request["work"]](request["arguments"])
+            asked = WORK.validate_python(json.loads(line))
+            result = works[asked.work](asked)
             if isinstance(result, Iterator):
                 for piece in result:
-                    answer(piece=piece)
+                    answer(Reply(kind="piece", value=piece))
                 result = None
-            answer(result=result)
+            answer(Reply(kind="result", value=result))
         except UserError as error:
-            answer(problems=[(problem.where, problem.message) for problem in error.problems])
+            problems = [(problem.where, problem.message) for problem in error.problems]
+            answer(Reply(kind="problems", value=problems))
         except Exception:  # noqa: BLE001 - the named boundary: the service logs it and answers with an error
-            answer(failed=traceback.format_exc())
+            answer(Reply(kind="failed", value=traceback.format_exc()))
 
 
 def main() -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from cluster.service.exceptions import DeadlineError, InternalError
+from cluster.service.workers.messages import Reply, Work
 from trainers.errors import Problem, UserError
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ class Helper:
         self._command = command
         self._turn = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
-        self._numbers = itertools.count(1)
         self._idle: asyncio.TimerHandle | None = None
 
     @property
@@ -41,28 +40,26 @@ class Helper:
         """Whether a request would have to wait."""
         return self._turn.locked()
 
-    async def call(self, work: str, arguments: Mapping[str, Any], *, deadline_s: float) -> Any:
+    async def call(self, work: Work, *, deadline_s: float) -> Any:
         """The result of one piece of work. Raises UserError as the work did; DeadlineError past the deadline."""
         result = None
-        async with contextlib.aclosing(self.stream(work, arguments, deadline_s=deadline_s)) as answers:
+        async with contextlib.aclosing(self.stream(work, deadline_s=deadline_s)) as answers:
             async for kind, value in answers:
                 if kind == "result":
                     result = value
         return result
 
-    async def stream(
-        self, work: str, arguments: Mapping[str, Any], *, deadline_s: float
-    ) -> AsyncGenerator[tuple[str, Any], None]:
+    async def stream(self, work: Work, *, deadline_s: float) -> AsyncGenerator[tuple[str, Any], None]:
         """("piece", value) as they come, then ("result", value). Leaving early ends the process's work. The deadline is
         that of the wait for others' work, and then that of this one."""
-        async with self._taking_turns(work, deadline_s):
+        async with self._taking_turns(work.work, deadline_s):
             self._keep()
             whole = False
             until = asyncio.get_running_loop().time() + deadline_s
             try:
                 async with asyncio.timeout_at(until):
                     process = await self._running()
-                    await self._ask(process, work, arguments)
+                    await _ask(process, work)
                 while not whole:
                     # Never around the yield: it would cancel whatever the caller awaits between two pieces.
                     async with asyncio.timeout_at(until):
@@ -70,7 +67,7 @@ class Helper:
                     whole = kind == "result"
                     yield kind, value
             except TimeoutError:
-                raise DeadlineError(f"{work} took longer than {deadline_s:g} s and was ended") from None
+                raise DeadlineError(f"{work.work} took longer than {deadline_s:g} s and was ended") from None
             except UserError:
                 whole = True
                 raise
@@ -113,12 +110,6 @@ class Helper:
             )
         return self._process
 
-    async def _ask(self, process: asyncio.subprocess.Process, work: str, arguments: Mapping[str, Any]) -> None:
-        assert process.stdin is not None
-        request = {"id": next(self._numbers), "work": work, "arguments": dict(arguments)}
-        process.stdin.write(json.dumps(request).encode() + b"\n")
-        await process.stdin.drain()
-
     def _keep(self) -> None:
         if self._idle is not None:
             self._idle.cancel()
@@ -133,18 +124,22 @@ class Helper:
             self._process.kill()
 
 
+async def _ask(process: asyncio.subprocess.Process, work: Work) -> None:
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(work.model_dump()).encode() + b"\n")
+    await process.stdin.drain()
+
+
 async def _answer(process: asyncio.subprocess.Process) -> tuple[str, Any]:
     """The next line of the process."""
     assert process.stdout is not None
     line = await process.stdout.readline()
     if not line:
         raise DeadlineError("the helper process ended without an answer (out of memory?); try again")
-    answer = json.loads(line)
-    if "problems" in answer:
-        raise UserError([Problem(where, message) for where, message in answer["problems"]])
-    if "failed" in answer:
-        logger.error("a helper's work failed: %s", answer["failed"])
+    reply = Reply.model_validate(json.loads(line))
+    if reply.kind == "problems":
+        raise UserError([Problem(where, message) for where, message in reply.value])
+    if reply.kind == "failed":
+        logger.error("a helper's work failed: %s", reply.value)
         raise InternalError()
-    if "result" in answer:
-        return "result", answer["result"]
-    return "piece", answer["piece"]
+    return reply.kind, reply.value

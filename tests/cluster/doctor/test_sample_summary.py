@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from cluster.doctor import summarize
+from cluster.doctor import SampleRow, summarize
 from cluster.doctor.sample_summary import loops
 
 PROSE = (
@@ -16,26 +14,15 @@ PROSE = (
 )
 
 
-def row(group: int, sample: str, completion: str, **other: Any) -> dict[str, Any]:
-    return {
-        "group": group,
-        "sample_id": sample,
-        "completion": completion,
-        "finish_reason": "stop",
-        "valid": True,
-        "rewards": {"judge": 1.0},
-    } | other
-
-
 def test_by_hand() -> None:
     rows = [
-        row(0, "a", "4"),
-        row(0, "b", "4 "),
-        row(0, "c", "5"),
-        row(0, "d", "6"),  # three different ones of four
-        row(1, "e", "yes"),
-        row(1, "f", "yes", finish_reason="length"),  # one of two
-        row(2, "g", "alone", valid=False, rewards=[("judge", None), ("rules", 1.0)]),  # as Arrow gives maps
+        SampleRow("a", 0, "4"),
+        SampleRow("b", 0, "4 "),
+        SampleRow("c", 0, "5"),
+        SampleRow("d", 0, "6"),  # three different ones of four
+        SampleRow("e", 1, "yes"),
+        SampleRow("f", 1, "yes", finish_reason="length"),  # one of two
+        SampleRow("g", 2, "alone", valid=False, rewards={"judge": None, "rules": 1.0}),
     ]
     summary = summarize(7, rows)
     assert (summary.step, summary.samples) == (7, 7)

@@ -12,14 +12,14 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow.parquet as pq
 
 from benchmarks.matrix import prepare, run_example
-from cluster.doctor import summarize
+from cluster.doctor import SampleRow, summarize
 
 HERE: Final = Path(__file__).resolve().parent
 REWARDS: Final = HERE / "sick_rewards.py"
@@ -53,10 +53,15 @@ def record(name: str, root: Path) -> None:
     write(HERE / f"{name}.jsonl", kept)
     rollouts = sorted((run / "rollouts").glob("step-*.parquet"))
     summaries = [
-        asdict(summarize(int(file.stem.partition("-")[2]), pq.read_table(file).to_pylist()))
-        for file in (rollouts[0], rollouts[-1])
+        asdict(summarize(int(file.stem.partition("-")[2]), samples_in(file))) for file in (rollouts[0], rollouts[-1])
     ]
     write(HERE / f"{name}.samples.jsonl", summaries)
+
+
+def samples_in(file: Path) -> list[SampleRow]:
+    """The samples of a rollouts file."""
+    table = pq.read_table(file, columns=[column.name for column in fields(SampleRow)])
+    return [SampleRow(**{**row, "rewards": dict(row["rewards"])}) for row in table.to_pylist()]
 
 
 def is_kept(key: str) -> bool:

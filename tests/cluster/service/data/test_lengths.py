@@ -18,6 +18,7 @@ from cluster.service.api.disconnect import while_connected
 from cluster.service.app import make_app
 from cluster.service.data.lengths import Lengths
 from cluster.service.exceptions import MalformedError
+from cluster.service.schemas import LengthsReport
 from cluster.service.settings import Settings
 from trainers.errors import UserError
 from trainers.tiny_models import make_tokenizer
@@ -61,16 +62,17 @@ def helpers() -> list[psutil.Process]:
 
 
 async def test_they_are_counted_once(lengths: Lengths, model: Path, prompts: Path) -> None:
-    async def count(limit: int) -> dict[str, Any]:
+    async def count(limit: int) -> LengthsReport:
         return await lengths.count(str(prompts), model=str(model), max_prompt_tokens=limit)
 
     first = await count(5)
-    assert first["lengths"]["limit"] == 5
+    assert first.lengths is not None
+    assert first.lengths.limit == 5
     prompts.unlink()  # noqa: ASYNC240 - nobody can count it again
     assert await asyncio.gather(count(5), count(5)) == [first, first]
-    assert "lengths" not in await count(6)
+    assert (await count(6)).lengths is None
     os.utime(model / "tokenizer.json", ns=(1, 1))  # the model was written anew
-    assert "lengths" not in await count(5)
+    assert (await count(5)).lengths is None
 
 
 @pytest.mark.parametrize("messages", [(), ("http.request",)])

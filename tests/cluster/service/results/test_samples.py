@@ -53,5 +53,5 @@ def test_counting_tokens_makes_no_python_objects_of_them(tmp_path: Path) -> None
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert [(sample["prompt_tokens"], sample["tokens"]) for sample in found["samples"]] == [(5, TOKENS)] * SAMPLES
+    assert [(sample.prompt_tokens, sample.tokens) for sample in found.samples] == [(5, TOKENS)] * SAMPLES
     assert peak < 16e6

@@ -8,11 +8,13 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
 
 from cluster.service.exceptions import DeadlineError, InternalError
+from cluster.service.workers.messages import CheckWork, RowsWork
 from cluster.service.workers.pool import Helper
 from trainers.errors import UserError
 
@@ -25,18 +27,18 @@ async def helper() -> AsyncIterator[Helper]:
 
 
 @pytest.fixture
-def prompts(tmp_path: Path) -> dict[str, object]:
+def prompts(tmp_path: Path) -> RowsWork:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
-    return {"path": str(path), "count": 1, "offset": 1}
+    return RowsWork(path=str(path), count=1, offset=1)
 
 
 @pytest.fixture
-def endless(tmp_path: Path) -> dict[str, object]:
+def endless(tmp_path: Path) -> RowsWork:
     """A file that nobody writes: whoever opens it waits."""
     path = tmp_path / "endless.jsonl"
     os.mkfifo(path)
-    return {"path": str(path), "count": 1, "offset": 0}
+    return RowsWork(path=str(path), count=1, offset=0)
 
 
 def children() -> list[int]:
@@ -44,43 +46,49 @@ def children() -> list[int]:
     return [child.pid for child in found if "cluster.service.workers.main" in child.cmdline()]
 
 
-async def test_it_answers_and_stays_for_the_next(helper: Helper, prompts: dict[str, object]) -> None:
-    first = await helper.call("rows", prompts, deadline_s=60)
+async def test_it_answers_and_stays_for_the_next(helper: Helper, prompts: RowsWork) -> None:
+    first = await helper.call(prompts, deadline_s=60)
     (pid,) = children()
     assert [row["messages"][0]["content"] for row in first] == ["b"]
-    assert await helper.call("rows", prompts, deadline_s=60) == first
+    assert await helper.call(prompts, deadline_s=60) == first
     assert children() == [pid]
     await helper.close()
     assert children() == []
 
 
 async def test_a_users_mistake_comes_back_as_one(helper: Helper, tmp_path: Path) -> None:
-    missing = {"path": str(tmp_path / "none.jsonl"), "count": 1, "offset": 0}
+    missing = RowsWork(path=str(tmp_path / "none.jsonl"), count=1, offset=0)
     with pytest.raises(UserError, match="cannot be shown"):
-        await helper.call("rows", missing, deadline_s=60)
+        await helper.call(missing, deadline_s=60)
     assert len(children()) == 1
+
+
+class Unknown(RowsWork):
+    """Work that the worker does not know."""
+
+    work: Literal["unknown"] = "unknown"  # type: ignore[assignment]
 
 
 async def test_our_own_mistake_is_logged_and_not_shown(helper: Helper, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(InternalError) as caught:
-        await helper.call("no such work", {}, deadline_s=60)
-    assert "KeyError" not in caught.value.message
-    assert "KeyError" in caplog.text
+        await helper.call(Unknown(path="", count=0, offset=0), deadline_s=60)
+    assert "ValidationError" not in caught.value.message
+    assert "ValidationError" in caplog.text
 
 
 async def test_a_deadline_ends_the_process_and_the_next_request_has_another(
-    helper: Helper, prompts: dict[str, object], endless: dict[str, object]
+    helper: Helper, prompts: RowsWork, endless: RowsWork
 ) -> None:
     with pytest.raises(DeadlineError):
-        await helper.call("rows", endless, deadline_s=0.5)
+        await helper.call(endless, deadline_s=0.5)
     assert children() == []
-    assert len(await helper.call("rows", prompts, deadline_s=60)) == 1
+    assert len(await helper.call(prompts, deadline_s=60)) == 1
 
 
 ONE_PIECE = """
 import sys
 sys.stdin.readline()
-print('{"piece": 1}', flush=True)
+print('{"kind": "piece", "value": 1}', flush=True)
 sys.stdin.readline()
 """
 
@@ -91,7 +99,7 @@ async def test_a_deadline_never_cancels_what_the_caller_awaits_between_two_piece
     seen = []
 
     async def take_slowly() -> None:
-        async with contextlib.aclosing(helper.stream("any", {}, deadline_s=1.0)) as pieces:
+        async with contextlib.aclosing(helper.stream(CheckWork(path=""), deadline_s=1.0)) as pieces:
             async for piece in pieces:
                 await asyncio.sleep(1.5)  # beyond the deadline
                 seen.append(piece)
@@ -102,8 +110,8 @@ async def test_a_deadline_never_cancels_what_the_caller_awaits_between_two_piece
     assert not helper.busy
 
 
-async def test_whoever_leaves_ends_the_work(helper: Helper, endless: dict[str, object]) -> None:
-    asked = asyncio.create_task(helper.call("rows", endless, deadline_s=60))
+async def test_whoever_leaves_ends_the_work(helper: Helper, endless: RowsWork) -> None:
+    asked = asyncio.create_task(helper.call(endless, deadline_s=60))
     while not children():  # noqa: ASYNC110 - a process can only be looked for
         await asyncio.sleep(0.01)
     assert helper.busy
@@ -115,27 +123,27 @@ async def test_whoever_leaves_ends_the_work(helper: Helper, endless: dict[str, o
 
 
 async def test_the_wait_for_others_work_has_a_deadline_and_leaves_it_alone(
-    helper: Helper, prompts: dict[str, object], endless: dict[str, object]
+    helper: Helper, prompts: RowsWork, endless: RowsWork
 ) -> None:
-    first = asyncio.create_task(helper.call("rows", endless, deadline_s=60))
+    first = asyncio.create_task(helper.call(endless, deadline_s=60))
     while not children():  # noqa: ASYNC110 - a process can only be looked for
         await asyncio.sleep(0.01)
     before = children()
     with pytest.raises(DeadlineError, match="waited longer than"):
-        await helper.call("rows", prompts, deadline_s=0.1)
+        await helper.call(prompts, deadline_s=0.1)
     assert children() == before
     assert helper.busy
     first.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await first
-    assert len(await helper.call("rows", prompts, deadline_s=60)) == 1
+    assert len(await helper.call(prompts, deadline_s=60)) == 1
 
 
 async def test_a_process_that_dies_is_an_error_and_not_an_endless_wait(
-    helper: Helper, prompts: dict[str, object], endless: dict[str, object]
+    helper: Helper, prompts: RowsWork, endless: RowsWork
 ) -> None:
-    await helper.call("rows", prompts, deadline_s=60)
-    asked = asyncio.create_task(helper.call("rows", endless, deadline_s=60))
+    await helper.call(prompts, deadline_s=60)
+    asked = asyncio.create_task(helper.call(endless, deadline_s=60))
     await asyncio.sleep(0)
     psutil.Process(children()[0]).kill()
     with pytest.raises(DeadlineError, match="without an answer"):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.service.workers.messages import RowsWork
 from cluster.service.workers.pool import Helper
 from cluster.service.workers.preview import LARGEST_ROW, read_rows
 from cluster.service.workers.truncate import DEEPEST, LONGEST_TEXT, MOST_ITEMS, OVER, JsonBudget
@@ -68,8 +69,8 @@ async def test_rows_that_take_too_much_memory_are_a_users_problem(helper: Helper
     large = repeated(tmp_path / "large.parquet", "a" * (80 << 20), 1000)
     small = repeated(tmp_path / "small.parquet", "a", 1)
     with pytest.raises(UserError, match=r"large.parquet: cannot be shown: these rows take more than 1 GiB of memory"):
-        await helper.call("rows", {"path": str(large), "count": 1, "offset": 0}, deadline_s=60)
-    (shown,) = await helper.call("rows", {"path": str(small), "count": 1, "offset": 0}, deadline_s=60)
+        await helper.call(RowsWork(path=str(large), count=1, offset=0), deadline_s=60)
+    (shown,) = await helper.call(RowsWork(path=str(small), count=1, offset=0), deadline_s=60)
     assert shown["messages"] == [{"role": "user", "content": "a"}]
 
 
@@ -80,7 +81,7 @@ async def test_many_long_lines_are_an_answer_of_bounded_size(helper: Helper, tmp
     with gzip.open(path, "wb", compresslevel=1) as file:
         for _ in range(150):
             file.write(line)
-    rows = await helper.call("rows", {"path": str(path), "count": 150, "offset": 0}, deadline_s=60)
+    rows = await helper.call(RowsWork(path=str(path), count=150, offset=0), deadline_s=60)
     assert len(rows) == 150
     assert rows[149]["messages"] == [{"role": "user", "content": "😀" * 3410 + "…"}]  # 40 KiB less 31, by 12 bytes
     assert len(json.dumps(rows)) <= 150 * (LARGEST_ROW + 100)
