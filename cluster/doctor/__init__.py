@@ -1,7 +1,7 @@
 """The Doctor: from a run's metrics, config and samples to findings with evidence and a remedy.
 
 Pure functions: no file is read, nothing is imported that is slow to import (no torch). A run that is too short, or
-whose numbers only wander, gets no finding. The rules are told to people in docs/doctor.md.
+whose numbers only wander, gets no finding. docs/doctor.md lists the rules.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ RULES: tuple[Callable[[RunHistory], list[Finding]], ...] = (
 def diagnose(
     metrics: Sequence[Mapping[str, Any]], config: Mapping[str, Any], samples: Sequence[SampleSummary] = ()
 ) -> list[Finding]:
-    """Every trouble that the numbers show, the gravest first; [] for a run that looks well.
+    """Every problem that the numbers show, the most severe first; [] for a run that looks healthy.
 
     `metrics` are the lines of `metrics.jsonl` in order, `config` the resolved config as plain values, `samples` the
     summaries (`summarize`) of some steps: the first few and the last few are enough. Step 0, the evaluation before
-    training, is no step. Pydantic's `ValidationError` where `rewards` or `sync` of the config are not valid.
+    training, is not a step. Pydantic's `ValidationError` where `rewards` or `sync` of the config are not valid.
     """
-    patient = RunHistory(
+    history = RunHistory(
         [row for row in metrics if row["step"] > 0], config, tuple(sorted(samples, key=lambda summary: summary.step))
     )
-    found = [finding for rule in RULES for finding in rule(patient)]
+    found = [finding for rule in RULES for finding in rule(history)]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))

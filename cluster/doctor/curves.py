@@ -15,8 +15,8 @@ MIN_STEPS = 20  # a trend over fewer steps is noise: both windows would hold few
 SHORTEST_WINDOW = 5  # the least number of steps whose median one outlier, or two, cannot move far
 LONGEST_WINDOW = 50  # longer ones would answer late in long runs
 SIGMAS = 4.0  # a shift must exceed so many standard errors: noise does so once in about 16,000 looks
-HINT_SIGMAS = 1.5  # from here on a rise may be one: nobody is told that there is none
-MOST_ALIKE = 0.95  # the largest correlation of neighbours that a window of at most 50 values can tell
+HINT_SIGMAS = 1.5  # from here on a rise may be one: no finding claims that there is none
+MOST_ALIKE = 0.95  # the largest correlation of neighbours that a window of at most 50 values can show
 SHOWN_POINTS = 60  # points of a curve that go into a finding
 
 _MAD_TO_SIGMA = 1.4826  # of a normal distribution
@@ -58,12 +58,12 @@ class Series:
 
     @property
     def long_enough(self) -> bool:
-        """Whether a trend can be told."""
+        """Whether there are enough steps for a trend."""
         return len(self) >= MIN_STEPS
 
     @property
     def shift(self) -> float:
-        """`late` less `early`."""
+        """`late` minus `early`."""
         return self.late - self.early
 
     def error(self) -> float:
@@ -146,7 +146,7 @@ def _median_error(window: Sequence[float]) -> float:
 def spikes(curve: Series, *, factor: float, above: float, reach: int = 10, recent: int = LONGEST_WINDOW) -> list[int]:
     """Steps among the `recent` last whose value exceeds `factor` × the median of its neighbours, and `above`.
 
-    Neighbours are `reach` steps on either side without the step itself: a level that changes is no spike. Steps with
+    Neighbours are `reach` steps on either side without the step itself: a level that changes is not a spike. Steps with
     fewer than `reach` neighbours are not judged.
 
     >>> spikes(Series("kl/mean", tuple(range(12)), (1.0,) * 10 + (9.0, 1.0)), factor=4, above=0)

@@ -1,4 +1,4 @@
-"""What the Doctor says: a finding with its evidence and its remedy. Plain data; it knows nothing of rules."""
+"""What the Doctor reports: a finding with its evidence and its remedy. Plain data; it knows nothing of rules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 Severity: TypeAlias = Literal["info", "warning", "critical"]
 
-SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "info")  # the gravest first
+SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "info")  # the most severe first
 
 
 def sentence(parts: Sequence[str]) -> str:
@@ -33,7 +33,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class SampleEvidence:
-    """A completion that shows the trouble."""
+    """A completion that shows the problem."""
 
     step: int
     sample_id: str
@@ -50,7 +50,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """What to do, in words and as changes with which the run can be cloned; no changes: nothing a setting can mend."""
+    """What to do, in words and as changes with which the run can be cloned; no changes: no setting can fix it."""
 
     text: str
     changes: tuple[Change, ...] = ()
@@ -58,7 +58,7 @@ class Remedy:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One trouble of a run."""
+    """One problem of a run."""
 
     rule: str
     severity: Severity

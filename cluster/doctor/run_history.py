@@ -31,7 +31,7 @@ class RunHistory:
         return self._curves[key]
 
     def setting(self, path: str) -> Any:
-        """The resolved config's value at a dotted path; None where there is none.
+        """The resolved config's value at a dotted path; None if there is none.
 
         >>> RunHistory([], {"rewards": [{"weight": 0}]}).setting("rewards.0.weight")
         0
@@ -41,7 +41,7 @@ class RunHistory:
     def scaled(self, path: str, factor: float, *, least: float = 0.0, most: float = float("inf")) -> tuple[Change, ...]:
         """The change of a number by a factor, between limits; none where it is absent or would stay as it is.
 
-        Whole numbers stay whole.
+        Integers stay integers.
 
         >>> RunHistory([], {"train": {"learning_rate": 1e-6}}).scaled("train.learning_rate", 0.5)
         (Change(key='train.learning_rate', value=5e-07),)
@@ -58,11 +58,11 @@ class RunHistory:
         return self.scaled("algorithm.kl.coef", 2.0, least=0.05)
 
     def watched(self) -> list[str]:
-        """Names of the rewards that are measured but not trained on."""
+        """Names of the rewards that are monitored but not trained on (weight 0)."""
         return [name for name, weight in self._rewards() if weight == 0]
 
     def reward_index(self, name: str) -> int | None:
-        """Where in the config's list the reward of that name stands."""
+        """The index of the reward of that name in the config's list."""
         names = [found for found, _ in self._rewards()]
         return names.index(name) if name in names else None
 

@@ -290,7 +290,7 @@ def test_answers_that_repeat_themselves() -> None:
         SampleSummary(step=200, samples=256, distinct_share=0.9, looping_share=0.4, looping=("200-3",)),
     ]
     finding = found(healthy(2), summaries)["reward_hacking"]
-    assert "40% of the answers repeat themselves" in finding.explanation
+    assert "40% of the completions repeat themselves" in finding.explanation
     assert [(s.step, s.sample_id) for s in finding.samples] == [(200, "200-3")]
 
 

@@ -15,6 +15,7 @@ from cluster.planning.prompts_report import prompts_problems
 from cluster.runs.directory import RunDirectory
 from cluster.runs.prompts_cache import KnownLengths, PromptsCache
 from cluster.service.workers.main import lengths as count_lengths
+from cluster.service.workers.messages import LengthsWork
 from cluster.training.launch import open_data
 from trainers.data.chat import ChatEncoder, Lengths, measure
 from trainers.data.findings import Finding
@@ -108,8 +109,8 @@ def test_another_limit_is_applied_to_the_lengths_that_are_known(spy: Spy, model:
 
 def test_what_the_page_counted_is_known_to_the_plan(spy: Spy, model: Path, write: Any, tmp_path: Path) -> None:
     path = write("a", "bb")
-    arguments = {"path": path, "model": str(model), "root": str(tmp_path / "runs"), "max_prompt_tokens": 1}
-    assert count_lengths(arguments)["lengths"]["over_limit"] == 2
+    asked = LengthsWork(path=path, model=str(model), root=str(tmp_path / "runs"), max_prompt_tokens=1)
+    assert count_lengths(asked)["lengths"]["over_limit"] == 2
     assert spy.taken() == ["a", "bb"]
     config = make(model, path)
     config = config.model_copy(update={"policy": config.policy.model_copy(update={"chat_template": None})})

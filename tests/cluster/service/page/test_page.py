@@ -155,7 +155,7 @@ def test_a_run_that_fails(browse: Open, service: Service, runs: dict[str, str]) 
 def test_the_doctors_remedy_clones_the_run(browse: Open, service: Service, runs: dict[str, str]) -> None:
     page = browse().open(f"#/runs/{runs['fast']}")
     page.get_by_role("link", name="What to do").click()
-    finding = page.get_by_role("article", name="The policy is far from where it began")
+    finding = page.get_by_role("article", name="The policy is far from the reference")
     expect(finding).to_contain_text("0.644 nats per token")
     finding.get_by_role("button", name="Clone with this change").click()
     dialog = page.get_by_role("dialog")

@@ -24,10 +24,10 @@ PEAK = """
 import sys
 from pathlib import Path
 from cluster.service.workers import main
-before = main.rows({"path": sys.argv[1], "count": 1, "offset": 0})
+before = main.rows(main.RowsWork(path=sys.argv[1], count=1, offset=0))
 status = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 held = status()
-rows = main.rows({"path": sys.argv[2], "count": 5, "offset": 150})
+rows = main.rows(main.RowsWork(path=sys.argv[2], count=5, offset=150))
 print(len(rows), status() - held)
 """
 
@@ -166,8 +166,8 @@ def test_a_damaged_file_is_a_users_problem(tmp_path: Path) -> None:
         "none.parquet": b"PAR1 but no more",
     }.items():
         (tmp_path / name).write_bytes(content)
-    call = "rows({'path': sys.argv[1], 'count': 9, 'offset': 9000})"
-    script = f"import sys; from cluster.service.workers.main import rows; {call}"
+    call = "rows(RowsWork(path=sys.argv[1], count=9, offset=9000))"
+    script = f"import sys; from cluster.service.workers.main import RowsWork, rows; {call}"
     for name in ("cut.jsonl.gz", "damaged.jsonl.gz", "none.parquet"):
         done = subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], capture_output=True, text=True)
         assert f"UserError: {name}: cannot be shown" in done.stderr.replace("trainers.errors.", ""), done.stderr
@@ -177,7 +177,7 @@ def test_an_operators_own_limit_of_memory_stays(tmp_path: Path) -> None:
     script = (
         "import sys, resource as r; r.setrlimit(r.RLIMIT_AS, (8 << 30, 8 << 30))\n"
         "from cluster.service.workers import main\n"
-        "main.rows({'path': sys.argv[1], 'count': 1, 'offset': 0}); soft, hard = r.getrlimit(r.RLIMIT_AS); "
+        "main.rows(main.RowsWork(path=sys.argv[1], count=1, offset=0)); soft, hard = r.getrlimit(r.RLIMIT_AS); "
         "print(1 << 30 < soft < 4 << 30, hard == 8 << 30)"
     )
     path = repeated(tmp_path / "p.parquet", "a", 1)
