@@ -16,7 +16,7 @@ SOURCES = sorted(
 )
 # String keys (`row["step"]`) per 1,000 lines that are not blank: a key that is mistyped is found by a user, an
 # attribute by mypy. What remains are JSON schemas, files of other programs, and columns named at run time.
-STRING_KEYS: dict[str, float] = {"trainers": 13.5, "actors": 10.0, "cluster": 10.5}
+STRING_KEYS: dict[str, float] = {"trainers": 13.5, "actors": 9.5, "cluster": 10.5}
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION, METHODS_OF_A_CLASS, PARAMETERS = 400, 60, 15, 6
 
 # "file" or "file:name" → why it may be larger. Every entry must be needed.
@@ -69,13 +69,14 @@ def test_within_limits(path: Path) -> None:
 
 
 def string_keys(text: str) -> int:
-    """How often a source file looks something up by a literal string in brackets."""
-    keys = [node.slice for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Subscript)]
+    """How often a source file looks something up by a literal string in brackets; `Literal["a"]` is a type."""
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Subscript)]
+    keys = [node.slice for node in found if ast.unparse(node.value) != "Literal"]
     return sum(isinstance(key, ast.Constant) and isinstance(key.value, str) for key in keys)
 
 
 def test_string_keys_are_seen() -> None:
-    assert string_keys('a["b"]["c"] = d[0] + d[e] + d.get("f")') == 2
+    assert string_keys('a["b"]["c"] = d[0] + d[e] + d.get("f")\ng: Literal["h"]') == 2
 
 
 @pytest.mark.parametrize("layer", STRING_KEYS)
