@@ -12,7 +12,7 @@ from cluster.doctor.finding import Change, Curve, Finding, Remedy, SampleEvidenc
 from cluster.doctor.run_history import RunHistory
 
 RISE_IN_STDS = 0.25  # of the samples' spread: a smaller rise of the trained reward is not worth exploiting
-SLOW_RISE_IN_STDS = 0.05  # of the samples' spread over the whole run: less would need hundreds of such runs
+SLOW_RISE_IN_STDS = 0.05  # of the samples' spread over the full run: less would need hundreds of such runs
 FALL_OF_WATCHED = 0.1  # of its early value: less is what another draw of prompts does
 LENGTH_FACTOR = 1.5  # completions half as long again, or two thirds as long: reasoning may do so, so KL must grow too
 LOOPING_RISE = 0.1  # one completion in ten more repeats itself: far beyond what healthy models do (about none)

@@ -11,7 +11,7 @@ from cluster.doctor.reward_rules import FLAT_STEPS
 from cluster.doctor.run_history import RunHistory
 
 TAUGHT = 1e-3  # nats per token: e^0.001, the teacher would choose one token in a thousand differently
-SLOW_FALL = 0.02  # of the divergence over the whole run: less would need fifty such runs
+SLOW_FALL = 0.02  # of the divergence over the full run: less would need fifty such runs
 AWAY = 0.25  # of the divergence: a policy that learns from its teacher converges
 _BY_THE_POLICY = (
     "rollout/logprob_gap_mean"  # recorded for steps whose completions the policy generated, and only for them

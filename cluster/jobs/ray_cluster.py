@@ -179,7 +179,7 @@ class RayCluster:
             logger.info("submission %s: %s", submission, _first_line(error))
 
     async def find(self, submission: str) -> Found:
-        """What became of a submission. While its request is still being sent, nobody can know: "unreachable"."""
+        """What became of a submission. While its request is still being sent, its fate is unknown: "unreachable"."""
         if self._client is None or submission in self._sending:
             return "unreachable"
         try:
@@ -204,9 +204,9 @@ class RayCluster:
 
 
 def use_rays_token(*, make: bool) -> None:
-    """Have this process and its children use Ray's token; without one anybody who reaches its ports could run code.
+    """Have this process and its children use Ray's token; without one, anyone who reaches its ports could run code.
 
-    For commands to call before Ray is imported: the mode must stand in the environment then, else the Jobs API
+    For commands to call before Ray is imported: the mode must be in the environment then, else the Jobs API
     answers 401. `make`: make a token where there is none. UserError where Ray cannot.
     """
     if not (Path.home() / ".ray" / "auth_token").is_file() and "RAY_AUTH_TOKEN" not in os.environ:

@@ -1,4 +1,4 @@
-"""The whole HTTP application: routes, errors, security, the page, and what lives as long as it does."""
+"""The HTTP application: routes, errors, security, the page, and what lives as long as it does."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class Queue:
         self._cluster = cluster
         self._max_concurrent_runs = max_concurrent_runs
         self._entries = _Entries()
-        self._told: set[str] = set()
+        self._stop_sent: set[str] = set()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._wake = asyncio.Event()
 
@@ -181,7 +181,7 @@ class Queue:
             job = job.model_copy(update={"asked": what})
             self._entries.put(directory, job)
             if job.submission is not None:
-                await self._tell(job)
+                await self._send_stop(job)
             else:
                 self._entries.end(directory, _SETTLED[what])
         self._wake.set()
@@ -189,7 +189,7 @@ class Queue:
     def waiting(self) -> dict[str, QueuePlace]:
         """Every run that waits, in order, and why."""
         return {
-            run_id: QueuePlace(position=place, reason=self._entries.reasons.get(run_id, "it has just come"))
+            run_id: QueuePlace(position=place, reason=self._entries.reasons.get(run_id, "just added"))
             for place, (run_id, _) in enumerate(self._entries.in_order(started=False), start=1)
         }
 
@@ -214,7 +214,7 @@ class Queue:
     async def _find(self, directory: RunDirectory, job: Job, submission: str) -> None:
         """See what became of a submission whose run has not recorded an end."""
         if job.asked is not None:
-            await self._tell(job)
+            await self._send_stop(job)
         found = "live" if is_held(directory) else await self._cluster.find(submission)
         if job.unconfirmed and found in ("live", "ended"):
             job = self._entries.confirm(directory, job)
@@ -225,11 +225,11 @@ class Queue:
             if record is not None and record.state in ("queued", "running"):
                 self._entries.lose(directory, job)
 
-    async def _tell(self, job: Job) -> None:
+    async def _send_stop(self, job: Job) -> None:
         """Have Ray ask the run's process to stop, once; tried again until Ray answers."""
-        submission = job.submission  # a run that was resumed has another one, which has not been told
-        if submission is not None and submission not in self._told and await self._cluster.stop(submission):
-            self._told.add(submission)
+        submission = job.submission  # a run that was resumed has another one
+        if submission is not None and submission not in self._stop_sent and await self._cluster.stop(submission):
+            self._stop_sent.add(submission)
 
     async def _start(self, status: ClusterStatus) -> None:
         """Start what fits, in order; the first that does not holds the others."""

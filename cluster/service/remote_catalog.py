@@ -86,7 +86,7 @@ class _Search:
         threading.Thread(target=self._run, name="stored models", daemon=True).start()
 
     def problems(self) -> list[str]:
-        """What to tell with the models."""
+        """What is wrong with the root, to be shown with the models."""
         unknown = self._going and self._next == 0.0
         return [*self._failed, *([f"{self.root} is still being looked through; ask again"] if unknown else [])]
 

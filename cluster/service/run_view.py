@@ -26,7 +26,7 @@ _GOING = ("queued", "running")
 
 
 class QueuePlace(BaseModel):
-    """Where a run stands in the queue, and why it waits. Position 0: it is starting."""
+    """A run's position in the queue, and why it waits. Position 0: it is starting."""
 
     position: int
     reason: str

@@ -87,7 +87,7 @@ class PlanAnswer(BaseModel):
     config: dict[str, Any] | None
     problems: list[Detail]
     warnings: list[Detail] = []
-    """What is allowed and was probably not meant; empty where there is no plan."""
+    """What is allowed and probably not intended; empty if there is no plan."""
     arithmetic: list[str]
     gpus: bool | None
     roles: list[dict[str, Any]]
@@ -178,7 +178,7 @@ class RunList(BaseModel):
 
 
 class CheckpointInfo(BaseModel):
-    """A checkpoint that a resume can go on from."""
+    """A checkpoint that a resume can continue from."""
 
     step: int
     bytes: int
@@ -192,7 +192,7 @@ class ModelFiles(BaseModel):
 
 
 class RunDetails(BaseModel):
-    """A run with what lies in its directory."""
+    """A run with the contents of its directory."""
 
     run: Run
     config: dict[str, Any] | None

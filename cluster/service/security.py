@@ -1,6 +1,6 @@
 """Who may ask: bearer token, attempts, host and origin checks, body limits, and the headers of every answer.
 
-Pure ASGI, around the whole app, so that nothing is reachable by forgetting a check. There are no cookies.
+Pure ASGI, around the complete app, so that no route can forget a check. There are no cookies.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Call:
 
 
 class Guard:
-    """Around the whole app."""
+    """The checks, around the complete app."""
 
     def __init__(self, app: ASGIApp, *, token_sha256: bytes | None, attempts: Attempts, tickets: Tickets) -> None:
         self._app = app

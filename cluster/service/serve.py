@@ -1,7 +1,7 @@
-"""`rlhf serve`: checks what the operator asks for, then serves until it is told to stop.
+"""`rlhf serve`: checks what the operator asks for, then serves until it is stopped.
 
 The app runs in this process under uvicorn and not behind Ray Serve's proxy: the proxy takes a request's body in as fast
-as it comes and holds it (an upload of 2 GB would be 2 GB of memory), its address belongs to the whole cluster, and
+as it comes and holds it (an upload of 2 GB would be 2 GB of memory), its address is shared by the cluster, and
 runs end and start Ray Serve for their rewards. Runs are jobs on the cluster, which does not need this process.
 """
 
@@ -45,7 +45,7 @@ class ServeOptions:
 
 
 def run_service(options: ServeOptions) -> None:
-    """Serve until interrupted. UserError for what the operator must mend first."""
+    """Serve until interrupted. UserError for what the operator must fix first."""
     settings = make_settings(options)
     proxies = check_proxies(options.proxies)
     if settings.token_sha256 is None and not is_loopback(options.host):
@@ -75,7 +75,9 @@ def check_proxies(entries: tuple[str, ...]) -> list[str]:
     for entry in entries:
         try:
             if ipaddress.ip_network(entry).prefixlen == 0:
-                problems.append(Problem("--proxy", f"{entry} is every address, so that anybody could say who they are"))
+                problems.append(
+                    Problem("--proxy", f"{entry} is every address, so that anyone could pose as any client")
+                )
         except ValueError:
             advice = "expected the IP address of a reverse proxy, or a network such as 10.1.0.0/16"
             problems.append(Problem("--proxy", f"{advice}, found {entry!r}"))

@@ -12,7 +12,7 @@ PAGE = Path(__file__).with_name("page")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Where everything lies and what is allowed. Local folders are absolute, symbolic links followed."""
+    """Where everything is and what is allowed. Local folders are absolute, symbolic links followed."""
 
     root: Path
     model_roots: tuple[Path, ...] = ()

@@ -52,7 +52,7 @@ def _problem(path: str, value: str, settings: Settings) -> str | None:
 def owned(tree: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """The tree with the service's own `root`. UserError where it names another."""
     if tree.get("root") not in (None, str(settings.root)):
-        raise UserError([Problem("root", f"runs of this service lie in {settings.root}; leave it out")])
+        raise UserError([Problem("root", f"this service keeps its runs in {settings.root}; leave root out")])
     return {**tree, "root": str(settings.root)}
 
 
@@ -100,7 +100,7 @@ def vet_bases(
     trusted: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
     """What is wrong with the bases of adapters in stores: `wanted` has the addresses by key, `outlines` the folders of
-    what lies there. The base of an address that `trusted` has too may stay as well."""
+    what is there. The base of an address that `trusted` has too may stay as well."""
     known = {value for _, value in leaves(trusted or {}) if isinstance(value, str)}
     problems = []
     for path, address in wanted.items():
@@ -110,7 +110,7 @@ def vet_bases(
 
 
 def _check_base(folder: str, settings: Settings) -> str | None:
-    """An adapter's folder names a base, which is loaded too, so that it has to lie where models may."""
+    """An adapter's folder names a base, which is loaded too, so it must be in a place that models may come from."""
     if not is_adapter(folder):
         return None
     try:
@@ -131,7 +131,7 @@ def _check_place(value: str, settings: Settings) -> str | None:
     if not value.startswith("/"):
         if _HUB_ID.fullmatch(value) and not os.path.exists(value):
             return None
-        return "expected the whole path of a model (GET /models lists them) or the id of one on the hub"
+        return "expected the absolute path of a model (GET /models lists them) or a hub id"
     if any(_inside(value, root) for root in settings.model_roots):
         return None
     real = Path(os.path.realpath(value))
@@ -148,7 +148,7 @@ def _check_function(value: str, settings: Settings) -> str | None:
 
 
 def _inside(value: str, root: Path) -> bool:
-    """Whether an absolute path lies in a folder once links are followed."""
+    """Whether an absolute path is inside a folder once links are followed."""
     return value.startswith("/") and Path(os.path.realpath(value)).is_relative_to(root)
 
 

@@ -20,7 +20,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise MalformedError("the client has hung up")  # nobody reads it
+        raise MalformedError("the client has hung up")  # no one is left to read it
     finally:
         task.cancel()
         gone.cancel()

@@ -154,7 +154,7 @@ async def logs(
 async def model(
     parts: AppStateDep, run_id: RunId, ticket: Annotated[str | None, Query(max_length=100)] = None
 ) -> StreamingResponse:
-    """The trained model as a tar archive; a ticket stands for the token in a link."""
+    """The trained model as a tar archive; a link carries a ticket instead of the token."""
     folder = _model_folder(parts, run_id)
     headers = {
         "Content-Length": str(await asyncio.to_thread(archive_size, folder, run_id)),

@@ -66,7 +66,7 @@ def run_details(parts: AppState, run_id: str) -> RunDetails:
 
 
 def diagnosis(parts: AppState, run_id: str) -> dict[str, Any]:
-    """The doctor's findings, the gravest first. Raises ConflictError where the run's config cannot be read."""
+    """The doctor's findings, the most severe first. Raises ConflictError if the run's config cannot be read."""
     directory = parts.runs.directory(run_id)
     tree, _ = config_of(directory)
     if tree is None:

@@ -66,7 +66,7 @@ async def listed(parts: AppStateDep, query: Annotated[ListQuery, Query()]) -> Ru
 
 @router.get("/{run_id}")
 async def one(parts: AppStateDep, run_id: RunId) -> RunDetails:
-    """One run with what lies in its directory."""
+    """One run with the contents of its directory."""
     return await asyncio.to_thread(run_details, parts, run_id)
 
 

@@ -29,7 +29,7 @@ _GOING = ("queued", "running")
 
 
 def stream(events: AsyncIterator[ServerSentEvent]) -> EventSourceResponse:
-    """An answer that goes on, with a comment now and then so that nobody between takes it for dead."""
+    """A long-lived answer, with a comment now and then so that proxies keep the connection open."""
     return EventSourceResponse(events, ping=PING_S, headers={"Cache-Control": "no-store"})
 
 

@@ -65,7 +65,7 @@ class Datasets:
             self._coming -= size
 
     def begin(self) -> Path:
-        """A new folder for an upload; it is no dataset until `finish`."""
+        """A new folder for an upload; it is not a dataset until `finish`."""
         now = datetime.now(UTC)
         partial = self._folder / f".ds-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}.partial"
         partial.mkdir(parents=True, mode=0o700)
@@ -119,7 +119,7 @@ class Datasets:
         return DatasetAnswer.model_validate(self.get(name).model_dump(exclude=_LONG))
 
     def delete(self, dataset_id: str) -> None:
-        """Remove it, whole. Raises NotFoundError."""
+        """Remove it. Raises NotFoundError."""
         self.get(dataset_id)
         gone = self._folder / f".{dataset_id}.deleted"
         (self._folder / dataset_id).rename(gone)

@@ -1,6 +1,6 @@
 """The lengths of an upload's prompts in a model's tokens: counted once, by a process that nothing else waits for.
 
-Counting a large file takes minutes, and the page asks whenever somebody looks at it.
+Counting a large file takes minutes, and the page asks each time it is opened.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class _Form:
         self.header[1] += data[start:end]
 
     def header_end(self) -> None:
-        """A header is whole."""
+        """A header is complete."""
         self.headers[self.header[0].lower()] = self.header[1]
         self.header = [b"", b""]
 
@@ -66,7 +66,7 @@ class _Form:
             self.data += data[start:end]
 
     def end(self) -> None:
-        """The form is whole."""
+        """The form is complete."""
         self.ended = True
 
 
@@ -116,7 +116,7 @@ async def receive_file(
                 size += await _flush(file, form, limit - size)
         size += await _flush(file, form, limit - size)
     if not form.ended or form.files == 0:
-        raise MalformedError("the form holds no whole field `file` with a file name")
+        raise MalformedError("the form has no complete field `file` with a file name")
     return form.name, size
 
 

@@ -21,7 +21,7 @@ def telling_rows(rows: Sequence[Mapping[str, Any]], *, keys: Sequence[str], poin
 
     The last row; each key's highest and lowest; rows with a key that fewer than half of the rows have (evaluations),
     a third of the points at most; of as many equal stretches as there is room for, the last row and the one that stands
-    out most from its stretch, in some key and beside that key's whole range; others, evenly, where there is still room.
+    out most from its stretch, in some key relative to its full range; others, evenly, while there is still room.
 
     >>> telling_rows([{"a": 0}, {"a": 0}, {"a": 9}, {"a": 0}, {"a": 1}], keys=["a"], points=3)
     [0, 2, 4]
@@ -55,7 +55,7 @@ def _table(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Table:
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> Table:
     try:
         return np.fromiter((row.get(name, math.nan) for row in rows), np.float64, len(rows))
-    except (TypeError, ValueError, OverflowError):  # something in it is no number that a float holds
+    except (TypeError, ValueError, OverflowError):  # a value is not a number, or too large for a float
         return np.fromiter((_number(row.get(name)) for row in rows), np.float64, len(rows))
 
 
@@ -73,7 +73,7 @@ def _evenly(rows: Sequence[int], most: int) -> Sequence[int]:
 
 
 def _of_stretches(table: Table, stretches: int) -> Iterable[int]:
-    """The last row of each stretch, and the one farthest from its stretch's mean in units of a key's whole range."""
+    """The last row of each stretch, and the one farthest from its stretch's mean in units of a key's full range."""
     filled = np.where(np.isfinite(table), table, np.nanmean(table, axis=0)) if table.size else table
     span = np.ptp(filled, axis=0) if table.size else np.empty(0)
     scaled = filled[:, span > 0] / span[span > 0]

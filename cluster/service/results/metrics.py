@@ -1,6 +1,6 @@
 """Metrics of a run for the page: read once, then only what was appended; selected and turned into columns.
 
-It knows `metrics.jsonl` as the recorder writes it: whole lines are appended, and a resume replaces the file.
+It knows `metrics.jsonl` as the recorder writes it: complete lines are appended, and a resume replaces the file.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def _read_on(file: _File, path: Path) -> None:
     with path.open("rb") as opened:
         opened.seek(file.offset)
         data = opened.read()
-    whole = data[: data.rfind(b"\n") + 1]
-    for raw in whole.splitlines():
+    complete = data[: data.rfind(b"\n") + 1]
+    for raw in complete.splitlines():
         file.lines += 1
         try:
             row = _parse(raw)
@@ -72,7 +72,7 @@ def _read_on(file: _File, path: Path) -> None:
         except (ValueError, TypeError, KeyError) as error:
             raise RunDirectoryError(f"{path.name}, line {file.lines}: not a step's metrics ({error})") from error
         file.rows.append(row)
-    file.offset += len(whole)
+    file.offset += len(complete)
 
 
 def step_of(row: Mapping[str, Any]) -> int:

@@ -54,25 +54,25 @@ class Helper:
         that of the wait for others' work, and then that of this one."""
         async with self._taking_turns(work.work, deadline_s):
             self._keep()
-            whole = False
+            complete = False
             until = asyncio.get_running_loop().time() + deadline_s
             try:
                 async with asyncio.timeout_at(until):
                     process = await self._running()
                     await _ask(process, work)
-                while not whole:
+                while not complete:
                     # Never around the yield: it would cancel whatever the caller awaits between two pieces.
                     async with asyncio.timeout_at(until):
                         kind, value = await _answer(process)
-                    whole = kind == "result"
+                    complete = kind == "result"
                     yield kind, value
             except TimeoutError:
                 raise DeadlineError(f"{work.work} took longer than {deadline_s:g} s and was ended") from None
             except UserError:
-                whole = True
+                complete = True
                 raise
             finally:
-                if whole:
+                if complete:
                     self._rest()
                 else:
                     await self.close()

@@ -2,7 +2,7 @@
 
 It knows the record format and how files are read; it validates nothing beyond what it shows. A row is at most
 `LARGEST_ROW` bytes of JSON, whatever the file holds, so that an answer of 200 rows is at most 15 MiB: texts, lists and
-objects are cut where they are long, and "…" stands where something was cut.
+objects are truncated if they are long, and "…" marks the place.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ _WIDEST = 12  # bytes of one character in JSON: an emoji as two escapes
 
 
 class JsonBudget:
-    """So many bytes of JSON, with everything but ASCII escaped. What does not fit is cut; "…" stands in its place.
+    """So many bytes of JSON, with everything but ASCII escaped. What does not fit is cut; "…" takes its place.
 
     >>> JsonBudget(1000).fit({"words": ["a" * 4001, 1.5]})["words"][0][-2:]
     'a…'
