@@ -384,7 +384,7 @@ def test_a_real_run_that_hacked_its_reward() -> None:
         "mode_collapse": "warning",
         "too_little_signal": "warning",
     }
-    assert "the watched reward correct fell from 0.148 to 0" in found["reward_hacking"].explanation
+    assert "the monitored reward correct fell from 0.148 to 0" in found["reward_hacking"].explanation
     assert changes(found["truncation"]) == {"algorithm.kl.coef": 0.05}, "more room would only make more nines"
     assert "solved" not in found["too_little_signal"].explanation
 
@@ -401,7 +401,7 @@ def test_a_real_run_that_its_first_step_wrecked() -> None:
         "truncation": "critical",
         "unstable_training": "warning",
     }
-    assert found["no_improvement"].explanation == "It went from 0.312 to -1.98 over 23 steps."
+    assert found["no_improvement"].explanation == "The reward went from 0.312 to -1.98 over 23 steps."
     assert found["unstable_training"].explanation.startswith("The gradient norm was 2430 at step 1.")
 
 
