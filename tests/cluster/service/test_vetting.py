@@ -168,7 +168,7 @@ def test_hidden_credentials(settings: Settings, url: str, refused: bool) -> None
 def test_the_root_is_the_services(settings: Settings) -> None:
     assert owned(TREE, settings)["root"] == str(settings.root)
     assert owned({**TREE, "root": str(settings.root)}, settings)["root"] == str(settings.root)
-    with pytest.raises(UserError, match="leave it out"):
+    with pytest.raises(UserError, match="leave root out"):
         owned({**TREE, "root": "/elsewhere"}, settings)
 
 
