@@ -127,6 +127,7 @@ print(status("VmHWM") - before - 256)  # MiB, beside the gradient's
 """
 
 
+@pytest.mark.integration  # log-softmax over 4096 × 32768: ten seconds
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's own count of the peak")
 @pytest.mark.parametrize("what", ["jsd", "logprobs"])
 def test_at_32k_vocabulary_and_4k_tokens_the_process_needs_less_than_one_such_tensor_more(what: str) -> None:

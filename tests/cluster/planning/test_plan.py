@@ -11,7 +11,9 @@ import torch
 import yaml
 from rich.console import Console
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
+from typer.testing import CliRunner
 
+from cluster.cli.main import app
 from cluster.config.run import parse_config
 from cluster.models.inspect import ModelInfo, read_model
 from cluster.planning.memory import generator_memory, kv_bytes_per_token, learner_memory
@@ -305,6 +307,7 @@ def test_warnings_stop_nothing_and_know_the_models_size(make):
     assert [warning.where for warning in make_plan(config, gpus=False).warnings] == ["data.eval_prompts"]
 
 
+@pytest.mark.integration  # imports transformers in a process: seconds
 def test_standard_output_is_json_and_nothing_else(make, tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(make().model_dump(mode="json")))
     command = "from cluster.cli.main import main; main()"
@@ -541,15 +544,12 @@ def test_critic_and_teacher_are_whole_models(make, adapter):
     assert "cannot be quantized" in problems(config)["algorithm.critic.train_type"]
 
 
-def test_the_command_refuses_an_adapter_without_its_base(make, adapter, tmp_path):
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_the_command_refuses_an_adapter_without_its_base(verb, make, adapter, tmp_path):
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/nowhere/base"}))
     config = make(policy={"model": str(adapter)})
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = "from cluster.cli.main import main; main()"
-    for verb in ("plan", "train"):
-        done = subprocess.run(
-            [sys.executable, "-c", command, verb, tmp_path / "run.yaml"], capture_output=True, text=True
-        )
-        assert done.returncode == 2, done.stdout
-        assert "policy.model: the base of" in done.stdout.replace("\n", " ") + done.stderr
+    done = CliRunner().invoke(app, [verb, str(tmp_path / "run.yaml")])
+    assert done.exit_code == 2, done.output
+    assert "policy.model: the base of" in done.output.replace("\n", " ")

@@ -141,7 +141,9 @@ def test_a_store_that_is_silent_holds_nothing_up() -> None:
     Counting.speaks.clear()
     models = RemoteCatalog(["counting://m", ROOT], wait_s=0.05)
     found, truncated, problems = models.find()
-    assert problems == ["counting://m is still being looked through; ask again"]
+    late = {f"{root} is still being looked through; ask again" for root in ("counting://m", ROOT)}
+    assert "counting://m is still being looked through; ask again" in problems
+    assert set(problems) <= late  # on a busy machine the other may be late too
     assert not truncated
     assert [one.path for one in found] in ([], [f"{ROOT}/policy"])  # this one is not waited for for long
     Counting.speaks.set()
@@ -262,6 +264,7 @@ def client(settings: Settings, policy: str) -> Iterator[TestClient]:
         yield client
 
 
+@pytest.mark.integration  # imports transformers in a process: seconds
 def test_a_run_is_made_with_the_address_that_its_config_names(
     client: TestClient, settings: Settings, policy: str
 ) -> None:
@@ -282,6 +285,7 @@ def test_a_run_is_made_with_the_address_that_its_config_names(
     assert outline.name.endswith("-outline")
 
 
+@pytest.mark.integration  # imports transformers in a process: seconds
 def test_an_uploads_lengths_in_the_tokens_of_a_model_in_a_store(client: TestClient, policy: str) -> None:
     file = ("p.jsonl", b'{"prompt": "1+1="}\n')
     dataset = client.post("/api/v1/datasets", files={"file": file}).json()["id"]

@@ -500,6 +500,7 @@ def test_hidden_credentials_are_not_taken_for_credentials(client: TestClient, ma
     assert sorted(root.glob("*/run.json")) == runs
 
 
+@pytest.mark.integration  # imports transformers in a process: seconds
 def test_a_clone_keeps_secrets_that_its_maker_cannot_see(client: TestClient, make_run: MakeRun) -> None:
     """A list can only be shortened as a whole, and whoever does that has seen *** for the others' secrets."""
     judge = "https://me:pass@judge/score"

@@ -61,6 +61,7 @@ def helpers() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "cluster.service.workers.main" in child.cmdline()]
 
 
+@pytest.mark.integration  # imports transformers in a process: seconds
 async def test_they_are_counted_once(lengths: Lengths, model: Path, prompts: Path) -> None:
     async def count(limit: int) -> LengthsReport:
         return await lengths.count(str(prompts), model=str(model), max_prompt_tokens=limit)
