@@ -49,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._events(parts[1], int(query.get("since", ["0"])[0]))
         answer = get(service, parts, query)
         if answer is None:
-            return self._error(404, "not_found", "there is no such thing")
+            return self._error(404, "not_found", "not found")
         return self._json(answer)
 
     def do_POST(self) -> None:

@@ -5,7 +5,7 @@
 const BASE = "api/v1";
 const KEY = "rlhf-token";
 
-/** What went wrong with a request; `status` 0: there was no answer. */
+/** What went wrong with a request; `status` 0: there was no response. */
 export class ApiError extends Error {
   /**
    * @param {number} status
@@ -113,7 +113,7 @@ async function send(path, { method = "GET", query, body, extra, signal } = {}) {
 }
 
 /**
- * One request; its JSON (null of an empty answer). Throws ApiError.
+ * One request; its JSON (null for an empty response). Throws ApiError.
  * @param {string} path
  * @param {T.RequestOptions} [options]
  * @returns {Promise<any>}

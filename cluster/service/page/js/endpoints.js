@@ -1,4 +1,4 @@
-/** The API's endpoints that the page uses, with the types of their answers. */
+/** The API endpoints that the page uses, with the types of their responses. */
 import { request } from "./api.js";
 
 /** @import * as T from "./types.js" */

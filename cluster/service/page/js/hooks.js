@@ -1,4 +1,4 @@
-/** Hooks that views share: what the server says, kept fresh; the page's title; a value that settles. */
+/** Hooks that views share: data of the server, kept current; the page's title; a value that settles. */
 import { ApiError, isAbort } from "./api.js";
 import { useCallback, useEffect, useRef, useState } from "./html.js";
 

@@ -1,4 +1,4 @@
-/** What is wrong with a draft, in words for somebody who has never seen a config. Pure. */
+/** What is wrong with a draft, in words for users who have never seen a config. Pure. */
 import { getIn } from "./tree.js";
 
 /** @import * as T from "./types.js" */

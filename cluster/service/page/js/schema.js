@@ -52,7 +52,7 @@ function nonNull(root, node) {
 }
 
 /**
- * {type: section} of a node that is told apart by `type`; null of any other.
+ * {type: section} of a node that is discriminated by `type`; null for any other.
  * @param {T.Schema} root
  * @param {T.SchemaNode} given
  * @returns {Record<string, T.SchemaNode> | null}

@@ -85,7 +85,7 @@ function changesAt(path, before, after) {
 }
 
 /**
- * Whether a change can be told part by part: nothing was taken out.
+ * Whether a change can be given part by part: nothing was removed.
  * @param {unknown} before
  * @param {unknown} after
  */

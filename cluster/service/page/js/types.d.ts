@@ -1,6 +1,6 @@
 import type { ApiError } from "./api.js";
 
-// Types of the page. The first half are answers of the API under the names of its OpenAPI (a test compares the fields):
+// Types of the page. The first half: responses of the API, by the names of its OpenAPI (a test compares the fields);
 // each lists what the page reads.
 
 export interface Detail {

@@ -183,28 +183,28 @@ export function Tabs({ tabs, current, label }) {
 }
 
 /**
- * Messages of a conversation; of a long one only the beginning, unless `whole`.
- * @param {{ messages: T.Message[]; whole?: boolean }} props
+ * Messages of a conversation; of a long one only the beginning, unless `full`.
+ * @param {{ messages: T.Message[]; full?: boolean }} props
  */
-export function Talk({ messages, whole = false }) {
+export function Talk({ messages, full = false }) {
   return html`<div class="talk">
-    ${messages.map((turn, i) => html`<${Turn} key=${i} turn=${turn} atFirst=${whole} />`)}
+    ${messages.map((turn, i) => html`<${Turn} key=${i} turn=${turn} atFirst=${full} />`)}
   </div>`;
 }
 
 /** @param {{ turn: T.Message; atFirst: boolean }} props */
 function Turn({ turn, atFirst }) {
-  const [whole, setWhole] = useState(atFirst);
-  const text = String(turn.content ?? ""); // null beside tool calls; another type in a line that is no record
+  const [full, setFull] = useState(atFirst);
+  const text = String(turn.content ?? ""); // null beside tool calls; another type in a line that is not a record
   const long = text.length > LONG_TURN.letters || text.split("\n", LONG_TURN.lines + 1).length > LONG_TURN.lines;
   return html`<div class="turn ${turn.role}">
     <span class="who">${turn.role}</span>
-    <div class=${long && !whole ? "begun" : ""}>${text}</div>
+    <div class=${long && !full ? "begun" : ""}>${text}</div>
     ${
       long &&
       !atFirst &&
-      html`<${Button} slim kind="quiet" aria-expanded=${whole ? "true" : "false"} onClick=${() => setWhole(!whole)}>
-        ${whole ? "Show less" : `Show all, ${count(text.length, "character")}`}
+      html`<${Button} slim kind="quiet" aria-expanded=${full ? "true" : "false"} onClick=${() => setFull(!full)}>
+        ${full ? "Show less" : `Show all, ${count(text.length, "character")}`}
       <//>`
     }
   </div>`;

@@ -156,7 +156,7 @@ function Dataset({ id, model, limit, strip, skip, change, onGone }) {
   const name = FORMATS[data.format] || data.format;
   const bad = badLines(data);
   const fits = data.format === "rlhf-online" || (data.format === "sft" && strip);
-  const usable = data.ready || (fits && !bad.whole && (bad.lines === 0 || skip));
+  const usable = data.ready || (fits && !bad.file && (bad.lines === 0 || skip));
   const left = bad.lines > 0 && skip;
   return html`<section class="card stack wide" aria-label="The dataset">
     <div class="row between top">
@@ -196,7 +196,7 @@ function Dataset({ id, model, limit, strip, skip, change, onGone }) {
       fits &&
       html`<${Notice} kind="warn" title="What to do">
         ${
-          bad.whole
+          bad.file
             ? "Fix the file and upload it again."
             : html`
               Fix the file and upload it again, or train without ${badWords(bad, "")}.
@@ -243,7 +243,7 @@ function badLines(data) {
   return {
     lines,
     more: data.problems_total > data.problems.length,
-    whole: data.format !== "sft" && errors.some((p) => p.line === null || p.line === undefined),
+    file: data.format !== "sft" && errors.some((p) => p.line === null || p.line === undefined),
   };
 }
 

@@ -15,14 +15,14 @@ export function ModelStep({ draft, change, problems, late, service }) {
   const models = useModels();
   const found = models.data?.models || [];
   const rewards = /** @type {T.Tree[]} */ (draft.tree.rewards || []);
-  const judge = rewards.find((reward) => reward.type === "model");
-  const wrongJudge = judge ? problemsAt(problems, `rewards.${rewards.indexOf(judge)}`) : [];
+  const rewardModel = rewards.find((reward) => reward.type === "model");
+  const wrongRewardModel = rewardModel ? problemsAt(problems, `rewards.${rewards.indexOf(rewardModel)}`) : [];
   /** @param {string | null} path */
-  const setJudge = (path) => {
+  const setRewardModel = (path) => {
     const next =
-      path && !judge
+      path && !rewardModel
         ? [{ type: "model", model: path }, ...rewards]
-        : replaced(rewards, judge, path ? { ...judge, model: path } : null);
+        : replaced(rewards, rewardModel, path ? { ...rewardModel, model: path } : null);
     change("rewards", next.length ? next : undefined);
   };
   return html`<div class="stack wide">
@@ -38,10 +38,10 @@ export function ModelStep({ draft, change, problems, late, service }) {
           wrong=${problemsAt(problems, "policy.model")} late=${late} roots=${models.data.roots} />
         <${Picker} name="reward" title="The reward model"
           help="It scores every completion. A sequence classifier with one label, trained on your preferences."
-          models=${found.filter((m) => m.role === "reward")} value=${judge?.model} onPick=${setJudge}
-          optional wrong=${[...problems.filter((p) => p.path === "rewards"), ...wrongJudge]}
+          models=${found.filter((m) => m.role === "reward")} value=${rewardModel?.model} onPick=${setRewardModel}
+          optional wrong=${[...problems.filter((p) => p.path === "rewards"), ...wrongRewardModel]}
           late=${late} roots=${models.data.roots} />
-        <${OtherJudges} service=${service} rewards=${rewards} problems=${problems}
+        <${MoreRewards} service=${service} rewards=${rewards} problems=${problems}
           onChange=${(next) => change("rewards", next.length ? next : undefined)} />
         ${models.data.truncated && html`<${Notice}>Not all models are listed; enter the path of a missing one.<//>`}
         ${models.data.problems?.map((problem) => html`<${Notice} key=${problem}>${problem}<//>`)}
@@ -62,7 +62,7 @@ function replaced(rewards, old, made) {
 }
 
 /** @param {RewardsProps & { service: T.ServiceInfo }} props */
-function OtherJudges({ service, rewards, problems, onChange }) {
+function MoreRewards({ service, rewards, problems, onChange }) {
   const allowed = service.reward_functions || [];
   const listed = allowed.map((one) => one.path);
   const kept = rewards.filter(({ type, path }) => type === "function" && !listed.includes(path)); // of a clone
@@ -108,12 +108,12 @@ function OtherJudges({ service, rewards, problems, onChange }) {
         <code>rlhf serve --reward-files DIR</code>.
       </p>`
     }
-    <${HttpJudge} rewards=${rewards} problems=${problems} onChange=${onChange} />
+    <${HttpReward} rewards=${rewards} problems=${problems} onChange=${onChange} />
   </fieldset>`;
 }
 
 /** @param {RewardsProps} props */
-function HttpJudge({ rewards, problems, onChange }) {
+function HttpReward({ rewards, problems, onChange }) {
   const index = rewards.findIndex((reward) => reward.type === "http");
   const given = rewards[index];
   const wrong = given ? problemsAt(problems, `rewards.${index}`) : [];
@@ -125,15 +125,15 @@ function HttpJudge({ rewards, problems, onChange }) {
   return html`<details open=${Boolean(given)}>
     <summary>HTTP reward server</summary>
     <div class="field">
-      <label for="judge-url">URL</label>
-      <input id="judge-url" type="text" inputmode="url" autocomplete="off" spellcheck=${false}
+      <label for="reward-url">URL</label>
+      <input id="reward-url" type="text" inputmode="url" autocomplete="off" spellcheck=${false}
         placeholder="http://judge:8000/score" value=${given?.url || ""}
         onInput=${(e) => set(e.target.value.trim())} aria-invalid=${wrong.length ? "true" : undefined}
-        aria-describedby="judge-url-hint${wrong.length ? " judge-url-error" : ""}" />
-      <span id="judge-url-hint" class="hint">
+        aria-describedby="reward-url-hint${wrong.length ? " reward-url-error" : ""}" />
+      <span id="reward-url-hint" class="hint">
         Receives a POST with prompts, completions and columns; responds with one number per completion.
       </span>
-      <${Wrong} problems=${wrong} id="judge-url-error" />
+      <${Wrong} problems=${wrong} id="reward-url-error" />
     </div>
   </details>`;
 }

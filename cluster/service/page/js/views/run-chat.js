@@ -27,13 +27,13 @@ const SIDES = /** @type {[Side, object | string, string][]} */ ([
 /**
  * [the number that was typed, or null; what is wrong with it]; both `0.7` and `0,7` are accepted.
  * @param {string} text
- * @param {{ least: number; most: number; whole?: boolean }} bounds
+ * @param {{ least: number; most: number; integer?: boolean }} bounds
  * @returns {[number, null] | [null, string]}
  */
-function typedNumber(text, { least, most, whole }) {
+function typedNumber(text, { least, most, integer }) {
   const value = Number(text.trim().replace(",", "."));
-  const right = text.trim() !== "" && value >= least && value <= most && (!whole || Number.isInteger(value));
-  return right ? [value, null] : [null, `${whole ? "An integer" : "A number"} from ${least} to ${most}.`];
+  const right = text.trim() !== "" && value >= least && value <= most && (!integer || Number.isInteger(value));
+  return right ? [value, null] : [null, `${integer ? "An integer" : "A number"} from ${least} to ${most}.`];
 }
 
 /** @param {{ id: string }} props */
@@ -50,7 +50,7 @@ export function Chat({ id }) {
   const stop = useRef(/** @type {AbortController | null} */ (null));
   useEffect(() => () => stop.current?.abort(), []);
   const [warmth, warmthWrong] = typedNumber(temperature, { least: 0, most: 10 });
-  const [length, lengthWrong] = typedNumber(longest, { least: 1, most: MOST_TOKENS, whole: true });
+  const [length, lengthWrong] = typedNumber(longest, { least: 1, most: MOST_TOKENS, integer: true });
   const wrong = warmthWrong || lengthWrong;
   /** @type {(who: Side, piece: string) => void} */
   const add = (who, piece) =>
@@ -123,7 +123,7 @@ export function Chat({ id }) {
             who === "base" && missing
               ? html`<${Notice}>The base model is no longer available: ${missing}<//>`
               : talks[who].length
-                ? html`<${Talk} messages=${talks[who]} whole />`
+                ? html`<${Talk} messages=${talks[who]} full />`
                 : html`<p class="muted">Send a message below; both models reply.</p>`
           }
         </section>`,
