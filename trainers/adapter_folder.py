@@ -6,7 +6,6 @@ and the service can use it. No code from the folder is run: weights in a pickle 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from trainers.errors import Problem, UserError
+from trainers.model_folder import has_tokenizer, is_hub_id, read_json
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 MERGEABLE = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3")  # what PEFT adds to the weights; prompts cannot be added
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 _LONGEST_CONFIG = 1 << 20
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HEAD = re.compile(r"base_model\.model\.(score|classifier)\.weight")
 _PAIR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 _DIGITS = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -45,7 +43,7 @@ class AdapterFolder:
     @property
     def tokenizer(self) -> str:
         """Where tokenizer and chat template are: in its own folder, or the base's."""
-        return str(self.path) if _has_tokenizer(self.path) else self.base
+        return str(self.path) if has_tokenizer(self.path) else self.base
 
     @property
     def kind(self) -> str:
@@ -83,12 +81,12 @@ def find_base(folder: str | Path) -> str:
 
     A relative `base_model_name_or_path` counts from the adapter's folder, then from the working directory.
     """
-    return _find_base(Path(folder), _read_config(Path(folder)))
+    return _find_base(Path(folder), read_json(Path(folder) / CONFIG, largest=_LONGEST_CONFIG))
 
 
 def tokenizer_source(name: str) -> str:
     """Where a model's tokenizer and chat template are: for an adapter its own folder, else its base's."""
-    if not is_adapter(name) or _has_tokenizer(Path(name)):
+    if not is_adapter(name) or has_tokenizer(Path(name)):
         return name
     try:
         return find_base(name)
@@ -100,7 +98,7 @@ def read_adapter(name: str | Path, *, where: str) -> AdapterFolder:
     """The adapter in a folder. Raises UserError with `where` for one that cannot be merged."""
     folder = Path(name)
     try:
-        config = _read_config(folder)
+        config = read_json(folder / CONFIG, largest=_LONGEST_CONFIG)
         kind = config.get("peft_type")
         if kind not in MERGEABLE:
             raise ValueError(f"{name} is an adapter of kind {kind}; give one of {', '.join(MERGEABLE)}")
@@ -140,23 +138,6 @@ def _not_plain(adapter: AdapterFolder, largest_rank: int) -> Iterator[str]:
             yield f"{tensor} has shape {list(shape)}, and {CONFIG} has rank {rank}"
 
 
-def _has_tokenizer(folder: Path) -> bool:
-    return any(os.path.isfile(folder / file) for file in _TOKENIZER)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / CONFIG
-    try:
-        if file.stat().st_size > _LONGEST_CONFIG:
-            raise ValueError(f"{file} is larger than any adapter's")
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} does not hold a JSON object")
-    return config
-
-
 def _find_base(folder: Path, config: Mapping[str, Any]) -> str:
     file, named = folder / CONFIG, config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
@@ -169,7 +150,7 @@ def _find_base(folder: Path, config: Mapping[str, Any]) -> str:
             if is_adapter(base):
                 raise ValueError(f"the base of {folder} is an adapter itself: {base}; merge it first")
             return base
-    if _HUB_ID.fullmatch(named) is None:
+    if not is_hub_id(named):
         raise ValueError(
             f"the base of {folder} is not here: {named} (base_model_name_or_path in {CONFIG}); set it "
             "to the present path"

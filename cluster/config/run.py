@@ -23,6 +23,7 @@ from trainers.algorithms.config import AlgorithmConfig
 from trainers.config import Config, SamplingConfig, TrainConfig
 from trainers.data.config import DataConfig
 from trainers.errors import Problem, UserError
+from trainers.model_folder import is_path
 
 
 class CheckpointConfig(Config):
@@ -212,17 +213,14 @@ def _read_tree(file: Path) -> Tree:
 def resolve_paths(tree: Mapping[str, Any], base: Path) -> Tree:
     """The tree with its relative paths made absolute from `base`.
 
-    A model is a path where it exists, where it is written as one (./, ../, ~/), or where it can be no hub id (more than
-    one slash, or its first folder exists); else it stays, as the id of a model on the hub.
+    A model's name that is not a path (`trainers.model_folder.is_path`) stays, as the id of a model on the hub.
     """
 
     def file(value: str) -> str:
         return value if value == "-" or "://" in value else os.path.abspath(base / Path(value).expanduser())
 
     def model(value: str) -> str:
-        written = value.startswith((".", "~")) or value.count("/") > 1
-        there = (base / value).exists() or ("/" in value and (base / value).parent.is_dir())
-        return file(value) if written or there else value
+        return file(value) if is_path(value, base) else value
 
     def function(value: str) -> str:
         path, colon, name = value.rpartition(":")

@@ -5,26 +5,24 @@ It reads config.json, adapter_config.json, tokenizer files and safetensors heade
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel
 
 from cluster.models.inspect import ModelInfo, count_parameters
 from trainers.adapter_folder import read_adapter, tokenizer_source
 from trainers.errors import UserError
+from trainers.model_folder import ModelFolder, has_chat_template, has_tokenizer, has_weights, read_json
 
 Kind: TypeAlias = Literal["policy", "reward", "adapter", "other"]
 
 DEPTH = 4  # levels below a root
 MOST_MODELS = 2_000
 _MOST_FOLDERS = 20_000
-_LONGEST_JSON = 16 << 20
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
-_DEFAULT_LABELS = 2  # of a config.json that does not say
 
 
 class FoundModel(BaseModel):
@@ -125,13 +123,13 @@ def describe(folder: Path, name: str) -> FoundModel:
     try:
         if not (folder / "config.json").is_file():
             return _adapter(model, folder)
-        return _whole(model, folder, _json(folder / "config.json"))
+        return _whole(model, ModelFolder.read(folder))
     except (OSError, ValueError, UserError) as error:
         return _useless(model, str(error))
 
 
 def _adapter(model: FoundModel, folder: Path) -> FoundModel:
-    config = _json(folder / "adapter_config.json")
+    config = read_json(folder / "adapter_config.json")
     base, problem = config.get("base_model_name_or_path"), None
     try:
         base = read_adapter(folder, where=model.name).base
@@ -144,59 +142,54 @@ def _adapter(model: FoundModel, folder: Path) -> FoundModel:
             "architecture": str(config.get("peft_type") or "PEFT"),
             "parameters": count_parameters(folder, where=model.name),
             "base": base if isinstance(base, str) else None,
-            "chat_template": _chat_template(Path(tokenizer_source(str(folder)))),
+            "chat_template": has_chat_template(Path(tokenizer_source(str(folder)))),
             "usable": problem is None,
             "problem": problem,
         }
     )
 
 
-def _whole(model: FoundModel, folder: Path, config: dict[str, Any]) -> FoundModel:
-    names = config.get("architectures")
-    architecture = str(names[0]) if isinstance(names, list) and names else None
-    text = config.get("text_config")
-    info = ModelInfo(name=model.name, config={**config, **text} if isinstance(text, dict) else config, parameters=None)
-    dtype = config.get("dtype") or config.get("torch_dtype")
-    kind, problem = _kind(architecture, config)
-    problem = problem or _missing(folder, config)
+def _whole(model: FoundModel, folder: ModelFolder) -> FoundModel:
+    info = ModelInfo(name=model.name, config=folder.sizes, parameters=None)
+    dtype = folder.config.get("dtype") or folder.config.get("torch_dtype")
+    kind, problem = _kind(folder)
+    problem = problem or _missing(folder)
     return model.model_copy(
         update={
             "kind": kind,
             "role": None if kind == "other" else kind,
-            "architecture": architecture,
-            "parameters": count_parameters(folder, where=model.name),
+            "architecture": next(iter(folder.architectures), None),
+            "parameters": count_parameters(folder.path, where=model.name),
             "dtype": dtype if isinstance(dtype, str) else None,
             "vocabulary": info.vocabulary,
             "context": info.context,
-            "chat_template": _chat_template(folder),
+            "chat_template": has_chat_template(folder.path),
             "usable": problem is None,
             "problem": problem,
         }
     )
 
 
-def _kind(architecture: str | None, config: dict[str, Any]) -> tuple[Kind, str | None]:
-    """The kind, and why it is of no use."""
-    if architecture is None:
+def _kind(folder: ModelFolder) -> tuple[Kind, str | None]:
+    """The kind, and why a run cannot use it."""
+    if not folder.architectures:
         return "other", "config.json names no architecture"
-    if architecture.endswith(_CAUSAL):
+    if folder.architectures[0].endswith(_CAUSAL):
         return "policy", None
-    if architecture.endswith("ForSequenceClassification"):
-        labels = config.get("id2label")
-        count = len(labels) if isinstance(labels, dict) else config.get("num_labels", _DEFAULT_LABELS)
-        if count == 1:
+    if folder.is_classifier:
+        if folder.labels == 1:
             return "reward", None
-        return "other", f"a classifier with {count} labels; a reward model has one"
-    return "other", f"a {architecture}; runs use causal language models and reward models"
+        return "other", f"a classifier with {folder.labels} labels; a reward model has one"
+    return "other", f"a {folder.architectures[0]}; runs use causal language models and reward models"
 
 
-def _missing(folder: Path, config: dict[str, Any]) -> str | None:
-    if "auto_map" in config:
+def _missing(folder: ModelFolder) -> str | None:
+    if folder.needs_own_code:
         return "it needs code of its own to be loaded, which is refused"
-    if not _has_weights(folder):
-        return "it holds no weights (*.safetensors)"
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        return "it holds no tokenizer"
+    if not has_weights(folder.path):
+        return "it has no weights (*.safetensors)"
+    if not has_tokenizer(folder.path):
+        return "it has no tokenizer"
     return None
 
 
@@ -204,27 +197,5 @@ def _useless(model: FoundModel, reason: str) -> FoundModel:
     return model.model_copy(update={"usable": False, "problem": reason.splitlines()[0] if reason else "unreadable"})
 
 
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))
-
-
 def _weights_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file())
-
-
-def _chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    try:
-        return bool(_json(folder / "tokenizer_config.json").get("chat_template"))
-    except (OSError, ValueError):
-        return False
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if file.stat().st_size > _LONGEST_JSON:
-        raise ValueError(f"{file.name} is larger than any model's")
-    found = json.loads(file.read_bytes())
-    if not isinstance(found, dict):
-        raise ValueError(f"{file.name} holds no JSON object")
-    return found

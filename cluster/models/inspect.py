@@ -6,7 +6,6 @@ named by a hub id is asked for there, its small files only. transformers is impo
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from trainers.adapter_folder import is_adapter, tokenizer_source
 from trainers.errors import Problem, UserError
+from trainers.model_folder import ModelFolder, has_weights, read_json
 
 _EMBEDDING = re.compile(r"embed|^w[tp]e$")  # layers of two dimensions that look tokens or places up
 
@@ -62,39 +62,35 @@ class ModelInfo:
 
 
 def read_model(name: str, *, where: str) -> ModelInfo:
-    """The causal language model of a folder or a hub id; UserError with `where` if it is none, saying what it is."""
-    config = _read_config(name, where)
-    text = config.get("text_config")  # of a model that sees images too
-    sizes = {**config, **text} if isinstance(text, dict) else config
-    problems = [Problem(where, message) for message in _architecture_problems(name, config)]
+    """The causal language model of a folder or a hub id; UserError with `where` if it is not one, with what it is."""
+    model = _read_folder(name, where)
+    problems = [Problem(where, message) for message in _architecture_problems(name, model)]
     folder = Path(name)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        problems.append(Problem(where, f"{name} holds no weights (*.safetensors); was it saved with save_pretrained?"))
+    if folder.is_dir() and not has_weights(folder):
+        problems.append(Problem(where, f"{name} has no weights (*.safetensors); was it saved with save_pretrained?"))
     if problems:
         raise UserError(problems)
-    return ModelInfo(name=name, config=sizes, parameters=count_parameters(folder, where=where))
+    return ModelInfo(name=name, config=model.sizes, parameters=count_parameters(folder, where=where))
 
 
-def _read_config(name: str, where: str) -> dict[str, Any]:
+def _read_folder(name: str, where: str) -> ModelFolder:
+    """Also of a model on the hub, whose config.json is fetched."""
     folder = Path(name)
-    file = folder / "config.json"
-    if not folder.exists():
-        if folder.is_absolute():
-            raise UserError([Problem(where, f"no such folder: {name}")])
-        file = _from_hub(name, where)
-    elif not folder.is_dir():
-        raise UserError([Problem(where, f"{name} is a file; give the folder of a model")])
-    elif is_adapter(folder):
-        raise UserError([Problem(where, f"{name} is a PEFT adapter, not a whole model; merge it into its base first")])
-    elif not file.is_file():
-        raise UserError([Problem(where, f"{name} holds no config.json, so it is no Hugging Face model")])
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError([Problem(where, f"{file} cannot be read: {error}")]) from error
-    if not isinstance(config, dict):
-        raise UserError([Problem(where, f"{file} holds no JSON object")])
-    return config
+        if not folder.exists():
+            if folder.is_absolute():
+                raise ValueError(f"no such folder: {name}")
+            file = _from_hub(name, where)
+            return ModelFolder(folder, read_json(file))
+        if not folder.is_dir():
+            raise ValueError(f"{name} is a file; give the folder of a model")
+        if is_adapter(folder):
+            raise ValueError(f"{name} is a PEFT adapter, not a complete model; merge it into its base first")
+        return ModelFolder.read(folder)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError([Problem(where, str(error))]) from error
 
 
 def _from_hub(name: str, where: str) -> Path:
@@ -109,18 +105,17 @@ def _from_hub(name: str, where: str) -> Path:
         ) from (error)
 
 
-def _architecture_problems(name: str, config: Mapping[str, Any]) -> list[str]:
+def _architecture_problems(name: str, model: ModelFolder) -> list[str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
-    architectures = config.get("architectures")
-    if isinstance(architectures, list) and architectures:
-        if set(map(str, architectures)) & set(CAUSAL.values()):
+    if model.architectures:
+        if set(model.architectures) & set(CAUSAL.values()):
             return []
-        kind = ", ".join(map(str, architectures))
-    elif config.get("model_type") in CAUSAL:
+        kind = ", ".join(model.architectures)
+    elif model.config.get("model_type") in CAUSAL:
         return []
     else:
-        kind = f"model of type {config.get('model_type', 'unknown')}"
+        kind = f"model of type {model.config.get('model_type', 'unknown')}"
     return [f"{name} is a {kind}, not a causal language model; give one that writes text (…ForCausalLM)"]
 
 
@@ -134,7 +129,7 @@ def count_parameters(folder: Path, *, where: str) -> int | None:
             with safe_open(file, framework="np") as tensors:
                 total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise UserError([Problem(where, f"{file} is no whole safetensors file: {error}")]) from error
+            raise UserError([Problem(where, f"{file} is not a complete safetensors file: {error}")]) from error
     return total or None
 
 
@@ -190,14 +185,13 @@ def quantization_problems(where: str) -> list[Problem]:
 def critic_problems(name: str, policy: str, *, longest: int) -> list[Problem]:
     """Whether a critic of `policy` can be made of the model in a folder; a hub id is left to the run."""
     folder, where = Path(name), "algorithm.critic.model"
-    if not folder.exists():
-        return [Problem(where, f"no such folder: {name}")] if folder.is_absolute() else []
-    if is_adapter(folder):
-        return [Problem(where, f"{name} is a PEFT adapter, not a whole model; merge it into its base first")]
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        return [Problem(where, f"{name} holds no config.json with *.safetensors; give a policy or a reward model")]
-    model = ModelInfo(name=name, config=_read_config(name, where), parameters=None)
-    return [*context_problems(model, longest, where=where), *vocabulary_problems(policy, name, where=where)]
+    if not folder.exists() and not folder.is_absolute():
+        return []
+    model = _read_folder(name, where)
+    if not has_weights(folder):
+        raise UserError([Problem(where, f"{name} has no weights (*.safetensors); give a policy or a reward model")])
+    info = ModelInfo(name=name, config=model.sizes, parameters=None)
+    return [*context_problems(info, longest, where=where), *vocabulary_problems(policy, name, where=where)]
 
 
 def target_problems(name: str, wanted: Sequence[str], *, whose: str) -> list[Problem]:

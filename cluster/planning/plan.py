@@ -171,7 +171,10 @@ def _companion_problems(config: RunConfig, origin: Origin) -> tuple[ModelInfo | 
 
 def _critic_problems(config: RunConfig, critic: CriticConfig, origin: Origin) -> list[Problem]:
     if critic.model is not None:
-        return critic_problems(critic.model, config.policy.model, longest=config.max_model_len)
+        try:
+            return critic_problems(critic.model, config.policy.model, longest=config.max_model_len)
+        except UserError as error:
+            return list(error.problems)
     if origin.continued is None or critic.train_type != "qlora":
         return []
     message = "a copy of a policy that continues its adapter cannot be quantized; set lora, or policy.adapter: merge"

@@ -21,8 +21,8 @@ from cluster.runs.directory import MERGED
 from cluster.service.settings import Settings
 from trainers.adapter_folder import find_base, is_adapter
 from trainers.errors import Problem, UserError
+from trainers.model_folder import is_hub_id, is_path
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _WILDCARD = re.compile(r"[*?\[]")
 _FILES = ("prompts", "eval_prompts")
 _LONGEST_PATH = 4096
@@ -129,7 +129,7 @@ def _check_place(value: str, settings: Settings) -> str | None:
             return None
         return "this address is not allowed; ask the operator to allow its folder (rlhf serve --models)"
     if not value.startswith("/"):
-        if _HUB_ID.fullmatch(value) and not os.path.exists(value):
+        if is_hub_id(value) and not is_path(value, Path.cwd()):
             return None
         return "expected the absolute path of a model (GET /models lists them) or a hub id"
     if any(_inside(value, root) for root in settings.model_roots):

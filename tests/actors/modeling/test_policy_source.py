@@ -325,7 +325,9 @@ def test_settings_that_contradict_the_continued_adapter(lora: dict[str, Any], me
     ("sizes", "message"),
     [
         pytest.param(
-            {"layers": 1, "hidden": 64}, r"no adapter of .*wrong, which has no model\.layers\.1\.", id="fewer layers"
+            {"layers": 1, "hidden": 64},
+            r"not an adapter of .*wrong, which has no model\.layers\.1\.",
+            id="fewer layers",
         ),
         pytest.param(
             {"layers": 2, "hidden": 128},

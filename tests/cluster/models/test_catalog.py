@@ -54,7 +54,7 @@ def test_kinds_and_sizes(client: TestClient, settings: Settings) -> None:
     assert (found["adapter"]["kind"], found["adapter"]["base"]) == ("adapter", "/models/policy")
     assert [found[name]["role"] for name in ("policy", "team/reward", "adapter")] == ["policy", "reward", "policy"]
     assert "is not here: /models/policy" in found["adapter"]["problem"]
-    assert (found["org/name"]["usable"], found["org/name"]["problem"]) == (False, "it holds no tokenizer")
+    assert (found["org/name"]["usable"], found["org/name"]["problem"]) == (False, "it has no tokenizer")
     assert [one["name"] for one in client.get("/api/v1/models?kind=reward").json()["models"]] == [
         "org/name",
         "team/reward",
@@ -95,7 +95,7 @@ def test_what_cannot_be_used_says_why(tmp_path: Path) -> None:
     assert "2 labels" in problem("default", {"architectures": ["XForSequenceClassification"]})
     assert "no architecture" in problem("nothing", {})
     assert "BertModel" in problem("bert", {"architectures": ["BertModel"]})
-    assert "no JSON object" in problem("list", [])
+    assert "does not hold a JSON object" in problem("list", [])
     torn = model(tmp_path / "torn", CAUSAL)
     (torn / "model.safetensors").write_bytes(b"\xff" * 100)
     assert not describe(torn, "torn").usable

@@ -189,13 +189,16 @@ def test_what_is_no_causal_language_model_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no config.json"),
+        ({}, "has no config.json"),
         ({"config.json": "{"}, "cannot be read"),
-        ({"config.json": "[]"}, "holds no JSON object"),
+        ({"config.json": "[]"}, "does not hold a JSON object"),
         ({"config.json": '{"model_type": "vit"}'}, "is a model of type vit, not a causal"),
-        ({"config.json": '{"architectures": ["Qwen3ForCausalLM"]}'}, "holds no weights"),
+        ({"config.json": '{"architectures": ["Qwen3ForCausalLM"]}'}, "has no weights"),
         ({"adapter_config.json": "{}"}, "is a PEFT adapter"),
-        ({"config.json": '{"architectures": ["Qwen3ForCausalLM"]}', "model.safetensors": "x"}, "no whole safetensors"),
+        (
+            {"config.json": '{"architectures": ["Qwen3ForCausalLM"]}', "model.safetensors": "x"},
+            "is not a complete safetensors file",
+        ),
     ],
 )
 def test_folders_that_are_no_model(tmp_path, files, message):
@@ -419,7 +422,7 @@ def test_a_teacher_that_writes_has_an_engine_of_its_own(make, policy):
 
 def test_a_critic_is_made_of_a_model(make, tmp_path):
     (tmp_path / "empty").mkdir()
-    for folder, message in (("empty", "holds no config.json"), ("none", "no such folder")):
+    for folder, message in (("empty", "has no config.json"), ("none", "no such folder")):
         found = problems(make(algorithm={"type": "ppo", "critic": {"model": str(tmp_path / folder)}}))
         assert message in found["algorithm.critic.model"]
 
@@ -526,7 +529,7 @@ def test_an_adapter_must_be_usable_as_wished(make, adapter, tmp_path):
     base = tmp_path / "base"
     base.mkdir()
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "../base"}))
-    assert f"{base} holds no config.json" in problems(make(policy={"model": str(adapter)}))["policy.model"]
+    assert f"{base} has no config.json" in problems(make(policy={"model": str(adapter)}))["policy.model"]
     base.rmdir()
     assert "is not here: ../base" in problems(make(policy={"model": str(adapter)}))["policy.model"]
 
@@ -536,7 +539,7 @@ def test_critic_and_teacher_are_whole_models(make, adapter):
         ({"type": "ppo", "critic": {"model": str(adapter)}}, "algorithm.critic.model"),
         ({"type": "gkd", "teacher": {"model": str(adapter)}}, "algorithm.teacher.model"),
     ):
-        assert "is a PEFT adapter, not a whole model; merge it" in problems(make(algorithm=algorithm))[where]
+        assert "is a PEFT adapter, not a complete model; merge it" in problems(make(algorithm=algorithm))[where]
     config = make(
         policy={"model": str(adapter), "adapter": "continue", "train_type": "lora"},
         algorithm={"type": "ppo", "critic": {"train_type": "qlora"}},

@@ -110,8 +110,8 @@ def test_what_cannot_be_used_says_why_in_terms_of_the_address() -> None:
     assert problems == []
     told = {one.name: one.problem or "" for one in found}
     assert not any(one.usable for one in found)
-    assert told["bare"] == "it holds no weights (*.safetensors)"
-    assert told["torn"].startswith(f"torn: {ROOT}/torn/model.safetensors is no whole safetensors file")
+    assert told["bare"] == "it has no weights (*.safetensors)"
+    assert told["torn"].startswith(f"torn: {ROOT}/torn/model.safetensors is not a complete safetensors file")
     assert f"{ROOT}/vast/extra.json has 67.1 MB" in told["vast"]
     assert told["sft"].startswith(f"the base of {ROOT}/sft is the address {ROOT}/bare")
 
