@@ -87,18 +87,25 @@ def _engine_problems(config: RunConfig) -> Iterator[Problem]:
             f"{config.data.max_prompt_tokens} + {config.sampling.max_tokens} = {longest}; raise it or leave it out",
         )
     if learners.offload == "all" and learners.zero_stage != 3:
-        yield Problem("learners.offload", "all needs learners.zero_stage: 3; use optimizer with stages 1 and 2")
+        yield Problem(
+            "learners.offload",
+            "offload: all requires learners.zero_stage: 3; use offload: optimizer with stages 1 and 2",
+        )
     if config.policy.dtype == "bfloat16" and learners.zero_stage == 0:
-        yield Problem("learners.zero_stage", "0 works in float32 only; use 1, 2 or 3 with policy.dtype: bfloat16")
+        yield Problem(
+            "learners.zero_stage", "zero_stage: 0 requires policy.dtype: float32; use 1, 2 or 3 with bfloat16"
+        )
     if learners.offload == "optimizer" and learners.zero_stage == 0:
-        yield Problem("learners.offload", "optimizer needs learners.zero_stage 1, 2 or 3")
+        yield Problem("learners.offload", "offload: optimizer requires learners.zero_stage: 1, 2 or 3")
     transport = config.sync.transport
     if transport == "nccl" and config.placement == "colocated":
-        yield Problem("sync.transport", "nccl cannot connect two processes on one GPU; use ipc or auto")
+        yield Problem("sync.transport", "transport: nccl cannot connect two processes on one GPU; use ipc or auto")
     if transport == "ipc" and config.placement == "split":
-        yield Problem("sync.transport", "ipc works only on the same GPU (placement: colocated); use nccl or auto")
+        yield Problem("sync.transport", "transport: ipc requires placement: colocated (the same GPU); use nccl or auto")
     if config.placement == "colocated" and generators.tensor_parallel > 1:
-        yield Problem("generators.tensor_parallel", "a colocated engine has one GPU; use 1, or placement: split")
+        yield Problem(
+            "generators.tensor_parallel", "placement: colocated requires tensor_parallel: 1; use 1, or placement: split"
+        )
     elif config.placement == "colocated" and generators.replicas > learners.workers:
         yield Problem(
             "generators.replicas",

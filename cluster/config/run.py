@@ -1,4 +1,4 @@
-"""The whole config of a run: every layer's sections composed, read from YAML, checked as one.
+"""The complete config of a run: every layer's sections composed, read from YAML, checked as one.
 
 It knows pydantic and the layers' config modules, no engine: importing it loads no torch and no ray.
 """
@@ -73,7 +73,7 @@ class TimeoutsConfig(Config):
 
 
 class RunConfig(Config):
-    """A run, whole."""
+    """The complete config of a run."""
 
     name: str = Field(default="run", max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """What the run is called; the run's id begins with it."""
@@ -149,7 +149,7 @@ class RunConfig(Config):
 
     @property
     def policy_updates(self) -> int:
-        """Optimizer steps of the policy in the whole run; its schedules are made for so many."""
+        """Optimizer steps of the policy in the complete run; its schedules are made for so many."""
         train = self.train
         return max(train.steps - self.critic_steps, 0) * train.updates_per_step * train.epochs_per_step
 
@@ -200,7 +200,7 @@ def _read_tree(file: Path) -> Tree:
     except IsADirectoryError:
         raise UserError([Problem(str(file), "is a folder; give the path of a config file in it")]) from None
     except UnicodeDecodeError as error:
-        raise UserError([Problem(str(file), f"is no UTF-8 text (byte {error.start}); save it as UTF-8")]) from None
+        raise UserError([Problem(str(file), f"is not UTF-8 text (byte {error.start}); save it as UTF-8")]) from None
     except OSError as error:
         raise UserError([Problem(str(file), f"cannot be read: {error.strerror}")]) from None
     tree = read_yaml(text, source=str(file))

@@ -46,9 +46,9 @@ def read_yaml(text: str, *, source: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
         what = ", ".join(part for part in (error.context, error.problem) if part)
-        raise UserError([Problem(where, f"no valid YAML: {what}")]) from error
+        raise UserError([Problem(where, f"not valid YAML: {what}")]) from error
     except (yaml.YAMLError, ValueError) as error:  # control characters; numbers such as 0b2
-        raise UserError([Problem(source, f"no valid YAML: {error}")]) from error
+        raise UserError([Problem(source, f"not valid YAML: {error}")]) from error
 
 
 def _construct(loader: _Loader, source: str) -> Any:
@@ -92,7 +92,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     path, equals, value = text.partition("=")
     if not equals or not all(path.split(".")):
-        raise UserError([Problem(text, "no override; write key.path=value, for example train.steps=50")])
+        raise UserError([Problem(text, "not an override; write key.path=value, for example train.steps=50")])
     return path, read_yaml(value, source=path)
 
 
@@ -118,11 +118,13 @@ def _with(node: Any, keys: Sequence[str], value: Any, path: str) -> Any:
         return {**section, key: _with(section.get(key), rest, value, path)}
     if isinstance(node, list):
         if not key.isdecimal() or int(key) > len(node):
-            raise UserError([Problem(path, f"{key!r} is no place in a list of {len(node)}; give 0 to {len(node)}")])
+            raise UserError(
+                [Problem(path, f"{key!r} is not an index into a list of {len(node)}; give 0 to {len(node)}")]
+            )
         index = int(key)
         changed = _with(node[index] if index < len(node) else None, rest, value, path)
         return [*node[:index], changed, *node[index + 1 :]]
-    raise UserError([Problem(path, f"{key!r} cannot be set inside the value {node!r}, which is no section")])
+    raise UserError([Problem(path, f"{key!r} cannot be set inside the value {node!r}, which is not a section")])
 
 
 def get_path(tree: Any, path: str) -> Any:

@@ -1,7 +1,7 @@
 """What a config may hold and was probably not meant: each with why, and what to do. It starts and reads nothing.
 
-A warning stops nothing, so that only what can be defended is one; a recommended range (in the schema, beside the field)
-is a habit of the field, and a value is said to be outside only where it lies further off than the range is wide.
+A warning does not block a run. A recommended range (in the schema, beside the field) is a habit of the field: a value
+is reported only if its distance from the range is more than the range is wide.
 """
 
 from __future__ import annotations
@@ -170,8 +170,8 @@ def _clips(config: RunConfig) -> Iterator[Problem]:
 def _measured_and_kept(config: RunConfig) -> Iterator[Problem]:
     steps, every = config.train.steps, config.checkpoint.every
     if config.data.eval_prompts is None:
-        why = "nobody sees whether the reward rises on prompts that were not trained on"
-        yield Problem("data.eval_prompts", f"there are none: {why}; hold some prompts back in a file of their own")
+        message = "no held-out prompts: overfitting will not be visible; hold some prompts back in a file of their own"
+        yield Problem("data.eval_prompts", message)
     if steps > SHORT and (every == 0 or every >= steps):
         why = f"what kills the run after hours takes all of its {steps} steps"
         yield Problem("checkpoint.every", f"no checkpoint comes before the end: {why}; set {SHORT}, say")

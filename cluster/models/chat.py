@@ -46,7 +46,7 @@ class ChatModel:
     """A causal language model or a PEFT adapter with its base, loaded from a folder or the hub."""
 
     def __init__(self, name: str) -> None:
-        """Loads it; UserError where there is no such model or it is none that writes text."""
+        """Loads it; UserError if there is no such model, or it does not generate text."""
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name))
             self.model = _load(name).eval()

@@ -1,4 +1,4 @@
-"""`rlhf export`: a run's adapter merged into its base, as one whole model, with the error of it stated.
+"""`rlhf export`: a run's adapter merged into its base, as one complete model, with the error that this makes.
 
 It knows the run's directory; torch is imported by what merges, once nothing is left to refuse.
 """
@@ -27,7 +27,7 @@ _PLAIN = "lora"  # in model/: the plain LoRA adapter that computes the same as a
 
 
 def export_merged(path: Path, target: Path) -> dict[str, Any]:
-    """Write the whole model of the run in `path` to the folder `target`; what `export.json` says there.
+    """Write the complete model of the run in `path` to the folder `target`; returns what `export.json` there contains.
 
     UserError, before anything is written, for a run that has no adapter to merge, and for a target that is in use or
     has too little space.
@@ -53,7 +53,7 @@ def export_merged(path: Path, target: Path) -> dict[str, Any]:
         partial.mkdir(parents=True)
         error = merge_adapter(base, adapter, partial, dtype=config.policy.dtype, sequences=sequences)
         AutoTokenizer.from_pretrained(run.model).save_pretrained(partial)  # with the run's chat template
-        told = {
+        facts = {
             "run": run.path.name,
             "train_type": config.policy.train_type,
             "base": base,
@@ -64,25 +64,25 @@ def export_merged(path: Path, target: Path) -> dict[str, Any]:
             "logprob_error_max": error.max if error else None,
             "logprob_error_mean": error.mean if error else None,
         }
-        write_atomic(partial / "export.json", json.dumps(told, indent=2) + "\n")
+        write_atomic(partial / "export.json", json.dumps(facts, indent=2) + "\n")
         partial.rename(target)
     except (OSError, ValueError, SafetensorError) as cause:
         message = f"could not be merged and written to {target}: {str(cause).strip() or type(cause).__name__}"
         raise UserError([Problem(run.path.name, message)]) from cause
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return told
+    return facts
 
 
-def describe(told: dict[str, Any], target: Path) -> str:
+def describe(facts: dict[str, Any], target: Path) -> str:
     """What was written, for a person."""
-    written = f"{target}: {told['base']} with the adapter of {told['run']} merged into it, in {told['dtype']}"
-    if told["logprob_error_max"] is None:
+    written = f"{target}: {facts['base']} with the adapter of {facts['run']} merged into it, in {facts['dtype']}"
+    if facts["logprob_error_max"] is None:
         return f"{written}\nits error was not measured: the run holds no rollouts to measure it on"
     return (
-        f"{written}\nlog-probabilities of {told['tokens']} tokens in {told['samples']} recorded samples differ from "
-        f"those of base and adapter apart by {told['logprob_error_max']:.3g} at most, "
-        f"{told['logprob_error_mean']:.3g} on average"
+        f"{written}\nlog-probabilities of {facts['tokens']} tokens in {facts['samples']} recorded samples differ from "
+        f"those of base and adapter apart by {facts['logprob_error_max']:.3g} at most, "
+        f"{facts['logprob_error_mean']:.3g} on average"
     )
 
 
@@ -106,7 +106,7 @@ def _require_adapter(run: RunDirectory, config: RunConfig) -> None:
         message = f"is {record.state} after step {record.step} of {record.steps}; a run has a model once it is done"
         raise UserError([Problem(run.path.name, message)])
     if config.policy.train_type == "full":
-        message = f"was trained whole, so there is nothing to merge: {run.model} is the complete model"
+        message = f"was trained in full, so there is nothing to merge: {run.model} is the complete model"
         raise UserError([Problem(run.path.name, message)])
     if config.policy.train_type == "qlora" and not run.base.is_dir():
         message = "is gone; the adapter was trained on these de-quantized weights and fits no others"

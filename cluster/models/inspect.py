@@ -1,4 +1,4 @@
-"""What a model's folder says of it before anything is loaded: architecture, sizes, context, chat template.
+"""What is known of a model before anything is loaded: architecture, sizes, context, chat template.
 
 It reads `config.json`, the headers of the weights' files and, where asked, the tokenizer; never the weights. A model
 named by a hub id is asked for there, its small files only. transformers is imported by the checks that need it.

@@ -1,4 +1,4 @@
-"""Folders in any store that fsspec knows (s3://, gs://, file://, …): what lies in one, and its bytes, in plain words.
+"""Folders in any store that fsspec knows (s3://, gs://, file://, …): what one contains, and its bytes, in plain words.
 
 Nothing that a store says is trusted: names that could lead out of a folder are left out, and whatever its driver raises
 becomes a `StoreError` with what to do about it. It knows nothing of models.
@@ -35,7 +35,7 @@ _Result = TypeVar("_Result")
 
 
 class StoreError(Exception):
-    """A store cannot give what is asked of it; the message says why, and what to do."""
+    """A store cannot give what is asked of it; the message gives the cause and what to do."""
 
 
 def is_address(name: str) -> bool:
@@ -48,7 +48,7 @@ def is_address(name: str) -> bool:
 
 
 def within(address: str, root: str) -> bool:
-    """Whether a plain address is a root's own or lies below it; on this machine (file://) once links are followed.
+    """Whether a plain address is a root or is below it; on this machine (file://) once links are followed.
 
     >>> within("s3://bucket/models/policy", "s3://bucket/models"), within("s3://bucket/models-of-others", "s3://bucket/models")
     (True, False)
@@ -63,13 +63,13 @@ def within(address: str, root: str) -> bool:
 
 
 def address_problem(address: str) -> str | None:
-    """Why this is no plain address of a folder. The message never repeats it: it may hold a password.
+    """Why this is not a plain address of a folder. The message never repeats it: it may contain a password.
 
     >>> address_problem("s3://bucket/models/../secret")
     'must not hold .. or empty parts'
     """
     if not _ADDRESS.fullmatch(address) or not address.isprintable():
-        return "is no address; expected one such as s3://bucket/folder"
+        return "is not an address; expected one such as s3://bucket/folder"
     if _PASSWORD.search(address):
         return "must not hold a password; give it to the store's driver in the environment or in fsspec's config"
     if found := next((sign for sign in _NOT_PLAIN if sign in address), None):
@@ -89,13 +89,13 @@ class StoredFile:
 
     @property
     def known(self) -> bool:
-        """Whether a change of it would be seen."""
+        """Whether a change would be noticed."""
         return self.size >= 0 and self.version != ""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFolder:
-    """What lies in a folder of a store, at the time of the listing."""
+    """What is in a folder of a store, at the time of the listing."""
 
     address: str
     filesystem: Any
@@ -132,11 +132,11 @@ class StoredFolder:
                     break
                 yield piece
         if count != file.size:
-            raise StoreError(f"{self.address}/{file.name} is no longer as it was listed; try again")
+            raise StoreError(f"{self.address}/{file.name} changed since it was listed; try again")
 
 
 def list_folder(address: str) -> StoredFolder:
-    """The folder at an address, asked anew. StoreError where there is none, or it cannot be asked."""
+    """The folder at an address, listed again. StoreError if there is none, or it cannot be listed."""
     if problem := address_problem(address):
         raise StoreError(f"the address {problem}")
     address = address.rstrip("/")

@@ -1,4 +1,4 @@
-"""Models that lie in a store, as local folders: everything below the driver and the plan sees folders only.
+"""Models in a store, as local folders: everything below the driver and the plan sees folders only.
 
 A model at an address comes to `<root>/.models/<name>-<digest>/<name>/`; the digest is of the address and of what the
 store lists there, so that an unchanged model is fetched once and a changed one gets a folder of its own. `root` is on a
@@ -37,10 +37,10 @@ WEIGHTS = ".safetensors"
 SUFFIXES = (".json", WEIGHTS, ".jinja", ".model", ".txt")
 CONFIGS = ("config.json", "adapter_config.json")
 
-Extent: TypeAlias = Literal["whole", "outline"]
+Extent: TypeAlias = Literal["complete", "outline"]
 Note: TypeAlias = Callable[[str], None]
 
-_PATIENCE_S: dict[Extent, float] = {"whole": 300.0, "outline": 60.0}
+_PATIENCE_S: dict[Extent, float] = {"complete": 300.0, "outline": 60.0}
 _LARGEST_SMALL = 64 << 20  # bytes of a file that holds no weights
 _LARGEST_HEADER = 100 << 20  # as safetensors has it
 _FIRST_BYTES = 256 << 10  # of a weights' file: they hold most headers
@@ -55,10 +55,10 @@ def model_store(root: Path) -> Path:
 
 
 def model_files(folder: StoredFolder) -> tuple[StoredFile, ...]:
-    """The files that loading needs. StoreError where the folder is no model's, or a file is larger than any model's."""
+    """The files that loading needs. StoreError if the folder is not a model's, or a file is larger than any model's."""
     files = tuple(file for file in folder.files if file.name.endswith(SUFFIXES))
     if not any(file.name in CONFIGS for file in files):
-        raise StoreError(f"{folder.address} holds no config.json and no adapter_config.json, so it is no model")
+        raise StoreError(f"{folder.address} has no config.json and no adapter_config.json, so it is not a model")
     if len(files) > _MOST_FILES:
         raise StoreError(f"{folder.address} holds {len(files)} files, more than any model")
     for file in files:
@@ -104,7 +104,7 @@ class _Fetch:
             if self.extent == "outline":
                 _write_outline(folder, files, inside, move)
             else:
-                self._write_whole(folder, files, inside, move)
+                self._write_complete(folder, files, inside, move)
             if (now := list_folder(self.address)).digest(model_files(now)) != digest:
                 shutil.rmtree(partial)
                 raise StoreError(f"{self.address} changed while it was fetched; try again")
@@ -131,30 +131,30 @@ class _Fetch:
                     time.sleep(_WAIT_S)
             yield
 
-    def _write_whole(
+    def _write_complete(
         self, folder: StoredFolder, files: Iterable[StoredFile], inside: Path, move: Callable[[], None]
     ) -> None:
-        """All files; those that an interrupted fetch of the same listing left whole are kept."""
+        """All files; those that an interrupted fetch of the same listing completed are kept."""
         missing = [file for file in files if not (inside / file.name).is_file()]
         size = sum(file.size for file in missing)
         if (free := free_bytes(self.store)) < size:
             needed = f"{_shown(size)} are needed, {_shown(free)} are free"
             raise StoreError(f"too little space in {self.store} for {self.address}: {needed}")
         self.note(f"fetching {self.address} ({_shown(size)})")
-        done, told = 0, time.monotonic()
+        done, noted = 0, time.monotonic()
         for file in missing:
-            with _whole_file(inside / file.name) as part, part.open("wb") as out:
+            with _complete_file(inside / file.name) as part, part.open("wb") as out:
                 for piece in folder.pieces(file):
                     out.write(piece)
                     done += len(piece)
                     move()
-                    if time.monotonic() - told > _NOTE_S:
+                    if time.monotonic() - noted > _NOTE_S:
                         self.note(f"fetching {self.address}: {_shown(done)} of {_shown(size)}")
-                        told = time.monotonic()
+                        noted = time.monotonic()
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
+def _complete_file(path: Path) -> Iterator[Path]:
     """A file beside `path` that becomes it once the block has written all of it."""
     part = path.with_name(f".{path.name}.part")
     yield part
@@ -169,14 +169,14 @@ def _write_outline(folder: StoredFolder, files: Iterable[StoredFile], inside: Pa
 
 
 def write_outline(folder: StoredFolder, file: StoredFile, inside: Path) -> None:
-    """What says everything about a file but its weights: a small file whole; of a large one header and length."""
+    """Everything of a file but its weights: a small file in full, of a large one its header and length."""
     if file.name.endswith(WEIGHTS):
         head = _header(folder, file)
     else:
         head = folder.read(file, 0, file.size)
         if len(head) != file.size:
-            raise StoreError(f"{folder.child(file.name)} is no longer as it was listed; try again")
-    with _whole_file(inside / file.name) as part, part.open("wb") as out:
+            raise StoreError(f"{folder.child(file.name)} changed since it was listed; try again")
+    with _complete_file(inside / file.name) as part, part.open("wb") as out:
         out.write(head)
         out.truncate(file.size)
 
@@ -199,7 +199,7 @@ def addresses(config: RunConfig) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A config whose models all lie in local folders or on the hub, and which address each folder stands for."""
+    """A config whose models are all in local folders or on the hub, and the address that each folder replaces."""
 
     config: RunConfig
     folders: Mapping[str, Path]  # by address
@@ -247,14 +247,14 @@ def outlined(config: RunConfig) -> Located:
 
 
 def fetched(config: RunConfig, run: RunDirectory, *, note: Note) -> RunConfig:
-    """The config with every model here, whole. What the run began with is noted in its directory: a resumed run goes on
-    with that, whatever the store holds by then."""
+    """The config with every model here, complete. What the run began with is noted in its directory: a resumed run uses
+    that, whatever the store holds by then."""
     wanted = addresses(config)
     if not wanted:
         return config
     store, pins = model_store(run.path.parent), _read_pins(run)
     kept = {address: store / pin for address, pin in pins.items() if (store / pin).is_dir()}
-    folders = fetch_all({k: a for k, a in wanted.items() if a not in kept}, store, "whole", note=note) | kept
+    folders = fetch_all({k: a for k, a in wanted.items() if a not in kept}, store, "complete", note=note) | kept
     changed = [
         Problem(
             where, f"{address} is not what this run began with, and {store / pins[address]} is gone; start a new run"
@@ -277,7 +277,7 @@ def as_run(config: RunConfig, run: RunDirectory) -> RunConfig:
 
 
 def as_resumed(config: RunConfig, resume: str) -> RunConfig:
-    """The config as `rlhf train --resume` will run it, for its checks: where it goes on with a run, with that run's
+    """The config as `rlhf train --resume` will run it, for its checks: if it resumes a run, with that run's
     folders, so that the store need not have the models any more."""
     if resume == "never" or not addresses(config):
         return config

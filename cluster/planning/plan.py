@@ -281,25 +281,27 @@ def render(plan: Plan) -> Group:
     if plan.memory:
         shown.append(_memory_table(plan.memory, device="GPU" if plan.gpus else "host"))
     tree = yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    shown += ["", Text("The config, whole", style="bold"), Text(tree)]
+    shown += ["", Text("The complete config", style="bold"), Text(tree)]
     if plan.problems:
         shown.append(Text(f"Problems ({len(plan.problems)})", style="bold red"))
         shown += [Text(f"  {problem.where}: {problem.message}") for problem in plan.problems]
     else:
         shown.append(Text("No problems found", style="bold green"))
     if plan.warnings:
-        shown.append(Text(f"Warnings ({len(plan.warnings)}), which stop nothing", style="bold yellow"))
+        shown.append(Text(f"Warnings ({len(plan.warnings)}, non-blocking)", style="bold yellow"))
         shown += [Text(f"  {warning.where}: {warning.message}", style="yellow") for warning in plan.warnings]
     return Group(*shown)
 
 
 def _memory_table(estimates: Sequence[MemoryEstimate], *, device: str) -> Table:
-    table = Table("of one", "memory of", "total", "of it", title="Memory (a rough estimate)", title_justify="left")
+    table = Table(
+        "one process of", "memory of", "total", "parts", title="Memory (a rough estimate)", title_justify="left"
+    )
     for estimate in estimates:
         for where, parts in ((device, estimate.device), ("host", estimate.host)):
             if parts:
-                of_it = ", ".join(f"{name.replace('_', ' ')} {_size(size)}" for name, size in parts.items())
-                table.add_row(estimate.role, where, _size(sum(parts.values())), of_it)
+                named = ", ".join(f"{name.replace('_', ' ')} {_size(size)}" for name, size in parts.items())
+                table.add_row(estimate.role, where, _size(sum(parts.values())), named)
     return table
 
 

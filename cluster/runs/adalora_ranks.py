@@ -73,7 +73,7 @@ def read_ranks(model: Path) -> RankTable | None:
 
 
 def _layer(name: str, rank: int) -> LayerRank:
-    """Of a name such as `model.layers.3.mlp.up_proj.lora_E`: the number, and what stands behind it."""
+    """Of a name such as `model.layers.3.mlp.up_proj.lora_E`: the number, and what follows it."""
     parts = name.split(".lora_E")[0].split(".")
     at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
     return (

@@ -1,6 +1,6 @@
-"""Files that are whole or absent: atomic writes, durability, digests, and errors that say what to do.
+"""Files that are complete or absent: atomic writes, durability, digests, and errors that say what to do.
 
-It knows the operating system only; `run_directory`, `recorder` and `checkpoint` stand on it.
+It knows the operating system only; `directory`, `recorder` and `checkpoint` build on it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; what the block writes there becomes `path`, whole and durable, or not
+    """Gives a temporary path beside `path`; what the block writes there becomes `path`, complete and durable, or not
     at all. Raises `RunDirectoryError`; the temporary file is gone afterwards (`remove_temporaries` after a kill)."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with explained(path):
@@ -70,7 +70,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Writes `path` whole and durably, or leaves it as it was; text is UTF-8.
+    """Writes `path` completely and durably, or leaves it as it was; text is UTF-8.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "run.json"
@@ -83,7 +83,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Removes what a killed writer left of atomic writes in `directory` (call only where nobody else writes)."""
+    """Removes what a killed writer left of atomic writes in `directory` (call only while no other process writes)."""
     for temporary in directory.glob(".*.tmp"):
         with explained(temporary):
             temporary.unlink(missing_ok=True)

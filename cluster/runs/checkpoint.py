@@ -1,6 +1,6 @@
 """Checkpoints in two phases: learners write shards into a partial directory, then one rename makes it exist.
 
-`checkpoints/step-000010/` holds the shards, `driver.json` (the driver's whole state) and `manifest.json` (file →
+`checkpoints/step-000010/` holds the shards, `driver.json` (the driver's complete state) and `manifest.json` (file →
 size, SHA-256). The manifest is written last and removed first: a directory without one does not exist. It knows
 pydantic and the file system; nothing of torch or of what the shards hold. One process writes at a time.
 """
@@ -35,7 +35,7 @@ _LEFT_OUT_OF_1: Final = ("optimizer_steps", "config_digest")  # of the driver's 
 
 
 class DriverState(Config):
-    """What the driver must know to go on as if it had never stopped; every part is required, at save and at load."""
+    """What the driver must know to resume as if it had never stopped; every part is required, at save and at load."""
 
     schema_version: Literal[2] = 2
     """Of this layout."""
@@ -46,7 +46,7 @@ class DriverState(Config):
     kl: dict[str, Any]
     """State of the KL controller."""
     stream: dict[str, Any]
-    """The data cursor: where the prompt stream stands."""
+    """The data cursor: the position in the prompt stream."""
     scorer: dict[str, Any]
     """The reward normalizers' statistics."""
 
@@ -58,7 +58,7 @@ class DriverState(Config):
         except TypeError as error:
             raise ValueError(str(error)) from error
         if restored != value:
-            raise ValueError("would come back from JSON as something else (a tuple, or a key that is no string)")
+            raise ValueError("would come back from JSON as something else (a tuple, or a key that is not a string)")
         return value
 
 
@@ -91,7 +91,7 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run: `begin`, let the learners write, `commit`; `latest` and `load_state` to go on."""
+    """The checkpoints of one run: `begin`, let the learners write, `commit`; `latest` and `load_state` to resume."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         if keep < 1:
@@ -149,7 +149,7 @@ class CheckpointStore:
         return None
 
     def load_state(self, path: Path) -> DriverState:
-        """The driver's whole state in the checkpoint at `path`. Raises `UserError` naming what is damaged or absent."""
+        """The driver's complete state in the checkpoint at `path`. `UserError` names what is damaged or absent."""
         manifest, file = _read_manifest(path), path / _STATE
         if _STATE not in manifest.files:
             raise UserError([Problem(str(path), f"the checkpoint lacks {_STATE}, the driver's state")])
@@ -157,7 +157,7 @@ class CheckpointStore:
             raise UserError([problem])
         parts = _upgraded(json.loads(file.read_bytes()))
         if lacking := [name for name in DriverState.model_fields if name not in parts]:
-            why = "a run cannot go on from a part of its state"
+            why = "a run cannot resume from a part of its state"
             raise UserError(Problem(str(file), f"the driver's state lacks {name!r}; {why}") for name in lacking)
         try:
             return DriverState.model_validate(parts)
@@ -168,7 +168,7 @@ class CheckpointStore:
             ) from error
 
     def discard_after(self, step: int) -> None:
-        """Removes the checkpoints of later steps: a run that goes on from `step` makes its own."""
+        """Removes the checkpoints of later steps: a run that resumes from `step` makes its own."""
         with explained(self.directory):
             self._tidy()
             for path in list(self._present()):
@@ -269,7 +269,7 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError([Problem(str(path), f"is no checkpoint: it holds no {_MANIFEST}")]) from None
+        raise UserError([Problem(str(path), f"is not a checkpoint: it has no {_MANIFEST}")]) from None
     except (OSError, ValidationError) as error:
         raise UserError([Problem(str(file), f"cannot be read: {error}; {_advice(path)}")]) from error
 
@@ -292,4 +292,4 @@ def _damage(path: Path, name: str, entry: FileEntry) -> Problem | None:
 
 
 def _advice(directory: Path) -> str:
-    return f"restore it from a copy, or remove {directory} to go on from the checkpoint before it"
+    return f"restore it from a copy, or remove {directory} to resume from the checkpoint before it"

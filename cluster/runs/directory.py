@@ -60,7 +60,7 @@ class RunError(Config):
     message: str
     """Its message."""
     log: str | None = None
-    """The log file that holds the whole story."""
+    """The log file with the details."""
 
 
 class RunRecord(Config):
@@ -71,7 +71,7 @@ class RunRecord(Config):
     name: str
     """As the config has it."""
     state: RunState = "queued"
-    """Where the run stands. A killed process leaves `running`."""
+    """The run's state. A killed process leaves `running`."""
     step: int = Field(default=0, ge=0)
     """Steps done."""
     steps: int = Field(ge=1)
@@ -146,7 +146,7 @@ class RunDirectory:
     def create(cls, root: Path, name: str, config: BaseModel) -> RunDirectory:
         """Makes `<root>/<new id>/` with `config.yaml` (the resolved config, all defaults) and `run.json` (queued).
 
-        The directory appears whole or not at all. `config` has a leaf `train.steps`. Raises `UserError` where
+        The directory appears complete or not at all. `config` has a leaf `train.steps`. Raises `UserError` where
         nothing can be written.
         """
         now = datetime.now(UTC)
@@ -187,7 +187,7 @@ class RunDirectory:
         try:
             return RunRecord.model_validate_json(file.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError([Problem(str(self.path), "is no run's directory: it holds no run.json")]) from None
+            raise UserError([Problem(str(self.path), "is not a run's directory: it has no run.json")]) from None
         except (OSError, ValidationError) as error:
             raise UserError([Problem(str(file), f"cannot be read: {error}")]) from error
 

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: `metrics.jsonl`, TensorBoard scalars, and every rollout as Parquet.
+"""What a run reports while it trains: `metrics.jsonl`, TensorBoard scalars, and every rollout as Parquet.
 
 It knows the data types of `trainers` and the run's files; TensorBoard (and torch with it) is imported when the first
 step is recorded, if it is wanted. After a resume the files are those of a run that was never interrupted.
@@ -145,7 +145,7 @@ class Recorder:
         self._scalars(step, values)
 
     def rollouts(self, step: int, rows: Sequence[RolloutRow], *, kind: Literal["step", "eval"] = "step") -> Path:
-        """Writes samples to `rollouts/step-000001.parquet` (an evaluation's to `eval-…`), whole or not at all."""
+        """Writes samples to `rollouts/step-000001.parquet` (an evaluation's to `eval-…`), complete or not at all."""
         columns = {name: [_cell(getattr(row, name)) for row in rows] for name in _SCHEMA.names}
         path = self._rollouts / f"{kind}-{step:06d}.parquet"
         with explained(path):
@@ -155,18 +155,18 @@ class Recorder:
         return path
 
     def truncate_after(self, step: int) -> None:
-        """Cuts what was recorded after `step`, from which a run goes on (below 0: all of it).
+        """Cuts what was recorded after `step`, from which a run resumes (below 0: all of it).
 
         A last line that a kill tore is cut too. Call it before the first `step`. Logs where the metrics end
         before `step`: they were removed or damaged by something else.
         """
         assert self._writer is None, "truncate_after comes before the first step"
         self._resumed_at = step
-        kept = [line for line in _whole_lines(self._metrics) if line[0] <= step]
+        kept = [line for line in _complete_lines(self._metrics) if line[0] <= step]
         if self._metrics.exists():
             write_atomic(self._metrics, b"".join(raw for _, raw in kept))
         if step > 0 and (not kept or kept[-1][0] != step):
-            logger.warning("%s ends before step %d, from which the run goes on", self._metrics, step)
+            logger.warning("%s ends before step %d, from which the run resumes", self._metrics, step)
         if self._rollouts.is_dir():
             remove_temporaries(self._rollouts)
             for path in self._rollouts.iterdir():
@@ -217,16 +217,16 @@ class Recorder:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The steps in a `metrics.jsonl`, in order; a last line that is still being written, or was torn, is left out.
 
-    Raises `RunDirectoryError` naming the line where another one is no step. A missing file has no steps.
+    Raises `RunDirectoryError` naming the line if another one is not a step. A missing file has no steps.
 
     >>> read_metrics(Path("nowhere/metrics.jsonl"))
     []
     """
-    return [json.loads(raw) for _, raw in _whole_lines(path)]
+    return [json.loads(raw) for _, raw in _complete_lines(path)]
 
 
-def _whole_lines(path: Path) -> list[tuple[int, bytes]]:
-    """(step, line with its end) of every whole line."""
+def _complete_lines(path: Path) -> list[tuple[int, bytes]]:
+    """(step, line with its end) of every complete line."""
     if not path.exists():
         return []
     with explained(path):

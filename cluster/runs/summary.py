@@ -45,7 +45,7 @@ class RunSummary:
 
 @dataclass(frozen=True, slots=True)
 class RunDetails:
-    """A run with what lies in its directory."""
+    """A run with what is in its directory."""
 
     run: RunSummary
     steps_recorded: int
@@ -97,7 +97,7 @@ def find_run(root: Path, run_id: str) -> RunSummary:
         return found[0]
     if found:
         raise UserError(
-            [Problem(run_id, f"means several runs: {', '.join(run.id for run in found)}; write more of it")]
+            [Problem(run_id, f"matches several runs: {', '.join(run.id for run in found)}; write more of it")]
         )
     known = ", ".join(run.id for run in runs[-5:]) or "none"
     raise UserError([Problem(run_id, f"no such run in {root}; the last ones there: {known}")])

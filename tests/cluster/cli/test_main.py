@@ -78,7 +78,8 @@ def test_every_problem_of_a_config_is_printed_without_a_traceback(bad_yaml, comm
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert (
-        done.stderr == "train.steps: no override; write key.path=value, for example train.steps=50\n1 problem found\n"
+        done.stderr
+        == "train.steps: not an override; write key.path=value, for example train.steps=50\n1 problem found\n"
     )
     done = subprocess.run([*RLHF, command, bad_yaml, "policy.modle=x", "sampling.n=0"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")

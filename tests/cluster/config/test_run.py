@@ -214,7 +214,7 @@ def test_a_config_cannot_be_changed():
         ("# nothing\n", "is empty"),
         ("- a\n- b\n", 'holds the list ["a", "b"]; expected the sections'),
         ("hello", 'holds the text "hello"'),
-        ("a: [1", "no valid YAML"),
+        ("a: [1", "not valid YAML"),
     ],
 )
 def test_a_file_that_holds_no_config_says_what_it_holds(run_yaml, text, message):
@@ -351,11 +351,11 @@ def test_what_may_be_a_hub_id_stays(tmp_path, written, is_path):
             "sync.transport",
             "through the object store",
         ),
-        ({"learners": {"offload": "all"}}, "learners.offload", "needs learners.zero_stage: 3"),
+        ({"learners": {"offload": "all"}}, "learners.offload", "offload: all requires learners.zero_stage: 3"),
         (
             {"policy": {"model": "m", "dtype": "float32"}, "learners": {"offload": "optimizer", "zero_stage": 0}},
             "learners.offload",
-            "needs learners.zero_stage 1",
+            "offload: optimizer requires learners.zero_stage: 1",
         ),
         ({"sync": {"transport": "nccl"}, "placement": "colocated"}, "sync.transport", "use ipc"),
         ({"sync": {"transport": "ipc"}}, "sync.transport", "only on the same GPU"),

@@ -48,13 +48,13 @@ def test_every_duplicate_key_is_named_with_both_lines():
 @pytest.mark.parametrize(
     ("text", "line", "what"),
     [
-        ("a: 1\nb: [1, 2\nc: 3\n", 3, "no valid YAML"),
-        ("a: 1\n\tb: 2\n", 2, "no valid YAML"),
+        ("a: 1\nb: [1, 2\nc: 3\n", 3, "not valid YAML"),
+        ("a: 1\n\tb: 2\n", 2, "not valid YAML"),
         ("a: &x [*x]\n", 1, "an alias holds itself"),
         ("a: 1\n[1, 2]: 3\n", 2, "a key must be a word"),
         ("a: 1\nb: !!python/object:os.system x\n", 2, "the tag"),
         ("a: !!binary aGk=\n", 1, "the tag"),
-        ("a: 1\n---\nb: 1\n", 2, "no valid YAML"),
+        ("a: 1\n---\nb: 1\n", 2, "not valid YAML"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(text, line, what):
@@ -66,7 +66,7 @@ def test_a_mistake_is_named_with_its_line(text, line, what):
 
 
 def test_control_characters_are_refused():
-    with pytest.raises(UserError, match="no valid YAML"):
+    with pytest.raises(UserError, match="not valid YAML"):
         read_yaml("a: \x00", source="run.yaml")
 
 
@@ -91,7 +91,7 @@ def test_set_path_makes_sections_changes_lists_and_leaves_its_argument_alone():
 
 
 def test_set_path_refuses_places_that_are_none():
-    with pytest.raises(UserError, match=r"rewards\.5\.weight: '5' is no place in a list of 1; give 0 to 1"):
+    with pytest.raises(UserError, match=r"rewards\.5\.weight: '5' is not an index into a list of 1; give 0 to 1"):
         set_path({"rewards": [{}]}, "rewards.5.weight", 1)
     with pytest.raises(UserError, match="no place in a list"):
         set_path({"rewards": [{}]}, "rewards.first", 1)

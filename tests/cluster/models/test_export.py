@@ -213,7 +213,7 @@ def refused(run: RunDirectory, target: Path, *parts: str) -> None:
 
 def test_what_is_not_merged(tmp_path: Path) -> None:
     run = make_run(tmp_path / "full", "full")
-    refused(run, tmp_path / "merged", "trained whole", str(run.model))
+    refused(run, tmp_path / "merged", "trained in full", str(run.model))
     run = make_run(tmp_path / "qlora", "qlora")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
@@ -240,6 +240,6 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_a_run_is_named_by_its_id_too(tmp_path: Path) -> None:
     run = make_run(tmp_path, "full")
     arguments = ["export", run.path.name, "--root", str(run.path.parent), "--merged", str(tmp_path / "merged")]
-    assert "trained whole" in CliRunner().invoke(app, arguments).stderr
+    assert "trained in full" in CliRunner().invoke(app, arguments).stderr
     assert CliRunner().invoke(app, ["export", "nothing", *arguments[2:]]).exit_code == 2
     assert CliRunner().invoke(app, ["export", str(run.path)]).exit_code == 2

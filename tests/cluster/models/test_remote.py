@@ -60,7 +60,7 @@ def test_a_model_comes_whole_with_the_files_that_loading_needs(store):
     )
     remote_stores.put(f"{ADDRESS}/deeper", {"other.json": "{}"})
     told = []
-    folder = fetch(ADDRESS, store, "whole", note=told.append)
+    folder = fetch(ADDRESS, store, "complete", note=told.append)
     assert sorted(path.name for path in folder.iterdir()) == [
         "chat_template.jinja",
         "config.json",
@@ -76,12 +76,12 @@ def test_a_model_comes_whole_with_the_files_that_loading_needs(store):
 
 def test_an_unchanged_model_is_not_fetched_again_and_a_changed_one_is(store):
     remote_stores.put_model(ADDRESS)
-    first = fetch(ADDRESS, store, "whole")
+    first = fetch(ADDRESS, store, "complete")
     told = []
-    assert fetch(ADDRESS, store, "whole", note=told.append) == first
+    assert fetch(ADDRESS, store, "complete", note=told.append) == first
     assert told == []
     remote_stores.put(ADDRESS, {"model.safetensors": save({"a": remote_stores.TENSORS["b"]})})
-    second = fetch(ADDRESS, store, "whole")
+    second = fetch(ADDRESS, store, "complete")
     assert second != first
     assert list(load_file(second / "model.safetensors")) == ["a"]
     assert set(load_file(first / "model.safetensors")) == {"a", "b"}
@@ -92,14 +92,14 @@ def test_a_fetch_that_breaks_off_leaves_nothing_that_is_taken_for_whole(store):
     with pytest.raises(
         StoreError, match="torn://models/policy cannot be read: ConnectionResetError: the store hung up"
     ):
-        fetch("torn://models/policy", store, "whole")
+        fetch("torn://models/policy", store, "complete")
     (partial,) = names(store)
     assert partial.startswith(".policy-")
     assert not list(store.glob("policy-*"))
     kept = store / partial / "policy" / "config.json"
     inode = kept.stat().st_ino
     remote_stores.Torn.broken = False
-    folder = fetch("torn://models/policy", store, "whole")
+    folder = fetch("torn://models/policy", store, "complete")
     assert (folder / "config.json").stat().st_ino == inode  # what was whole is not fetched again
     assert set(load_file(folder / "model.safetensors")) == {"a", "b"}
     assert names(store) == [folder.parent.name]
@@ -107,7 +107,7 @@ def test_a_fetch_that_breaks_off_leaves_nothing_that_is_taken_for_whole(store):
 
 def test_a_process_waits_for_another_that_fetches_the_same(store):
     remote_stores.put_model(ADDRESS)
-    first = fetch(ADDRESS, store, "whole")
+    first = fetch(ADDRESS, store, "complete")
     (store / first.parent.name).rename(store / "aside")
     told, waiting = [], threading.Event()
 
@@ -118,7 +118,7 @@ def test_a_process_waits_for_another_that_fetches_the_same(store):
     found = []
     with (store / f".{first.parent.name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        other = threading.Thread(target=lambda: found.append(fetch(ADDRESS, store, "whole", note=note)))
+        other = threading.Thread(target=lambda: found.append(fetch(ADDRESS, store, "complete", note=note)))
         other.start()
         assert waiting.wait(10)
         (store / "aside").rename(first.parent)
@@ -134,7 +134,7 @@ def test_an_outline_says_all_but_the_weights(store):
     with safe_open(outline / "model.safetensors", framework="np") as tensors:
         assert {key: tensors.get_slice(key).get_shape() for key in tensors.keys()} == {"a": [3, 4], "b": [5]}  # noqa: SIM118
     assert json.loads((outline / "config.json").read_text()) == remote_stores.CAUSAL
-    whole = fetch(ADDRESS, store, "whole")
+    whole = fetch(ADDRESS, store, "complete")
     assert whole != outline
     assert (outline / "model.safetensors").stat().st_size == (whole / "model.safetensors").stat().st_size
     assert load_file(outline / "model.safetensors")["b"].sum() == 0
@@ -144,11 +144,11 @@ def test_an_outline_says_all_but_the_weights(store):
 def test_what_is_no_model_is_refused_before_anything_is_fetched(store):
     remote_stores.put("memory://models/empty", {"model.safetensors": "x"})
     with pytest.raises(StoreError, match=r"holds no config\.json and no adapter_config\.json"):
-        fetch("memory://models/empty", store, "whole")
+        fetch("memory://models/empty", store, "complete")
     remote_stores.put_model("memory://models/large")
     remote_stores.put("memory://models/large", {"data.json": b"x" * ((64 << 20) + 1)})
     with pytest.raises(StoreError, match=r"memory://models/large/data\.json has 67\.1 MB, more than"):
-        fetch("memory://models/large", store, "whole")
+        fetch("memory://models/large", store, "complete")
     assert not store.exists()
 
 
@@ -234,4 +234,4 @@ def test_a_store_that_would_not_show_a_change_is_refused(store):
     fsspec.register_implementation("timeless", Timeless, clobber=True)
     remote_stores.put_model(ADDRESS)
     with pytest.raises(StoreError, match=r"does not say size and time of timeless://models/policy/config\.json"):
-        fetch("timeless://models/policy", store, "whole")
+        fetch("timeless://models/policy", store, "complete")

@@ -219,7 +219,7 @@ def test_without_a_manifest_it_never_existed_and_that_is_logged(
     (path / "manifest.json").unlink()
     assert latest(store).step == 1
     assert "step-000002 was never finished" in caplog.text
-    with pytest.raises(UserError, match=r"step-000002: is no checkpoint: it holds no manifest\.json"):
+    with pytest.raises(UserError, match=r"step-000002: is not a checkpoint: it has no manifest\.json"):
         store.load_state(path)
 
 

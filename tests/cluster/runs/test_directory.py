@@ -187,7 +187,7 @@ def test_a_change_that_is_no_state_is_refused_and_changes_nothing(tmp_path: Path
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere: is no run's directory: it holds no run\.json"):
+    with pytest.raises(UserError, match=r"nowhere: is not a run's directory: it has no run\.json"):
         RunDirectory.open(tmp_path / "nowhere")
     run = create(tmp_path)
     (run.path / "run.json").write_text('{"id": ')

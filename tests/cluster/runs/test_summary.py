@@ -87,7 +87,7 @@ def test_a_run_is_found_by_the_beginning_of_its_id(root):
     first, second = make(root, "a"), make(root, "b")
     common = min(len(first.path.name), len(second.path.name))
     assert find_run(root, second.path.name[: common - 1]).id == second.path.name
-    with pytest.raises(UserError, match="means several runs"):
+    with pytest.raises(UserError, match="matches several runs"):
         find_run(root, second.path.name[:4])
     with pytest.raises(UserError, match=f"no such run in .*{first.path.name}"):
         find_run(root, "nothing")
