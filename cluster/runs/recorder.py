@@ -22,12 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.runs.atomic_files import RunDirectoryError, explained, fsync, remove_temporaries, replacing, write_atomic
+from cluster.runs.daemon_threads import start
 from trainers.types import FinishReason, Float32Array, Int32Array, Rollout, to_samples
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
+
+_CLOSE_S = 60.0
 
 _ROLLOUT_FILE: Final = re.compile(r"(?:step|eval)-(\d{6,})\.parquet")
 _SCHEMA: Final = pa.schema(
@@ -178,7 +181,10 @@ class Recorder:
     def close(self) -> None:
         """Ends the TensorBoard file; metrics and rollouts are on the disk already."""
         if self._writer is not None:
-            self._writer.close()
+            try:
+                start(self._writer.close).result(timeout=_CLOSE_S)
+            except TimeoutError:
+                logger.warning("%s was not closed within %g s; is its file system hung?", self._tensorboard, _CLOSE_S)
             self._writer = None
 
     def _append(self, line: bytes) -> None:

@@ -28,13 +28,13 @@ from cluster.config.run import RunConfig
 from cluster.models.remote import addresses, fetched
 from cluster.runs.adalora_ranks import read_ranks
 from cluster.runs.checkpoint import Checkpoint, CheckpointStore
-from cluster.runs.daemon_threads import run_within
+from cluster.runs.daemon_threads import run_within, start
 from cluster.runs.directory import RunDirectory, RunError
 from cluster.runs.prompts_cache import PromptsCache, known_lengths
 from cluster.runs.recorder import Recorder
 from cluster.runs.resume import find_resumable, resume_differences
 from cluster.training.driver import Data, Driver, Interrupted, Sinks
-from cluster.training.progress import make_progress
+from cluster.training.progress import Progress, make_progress
 from cluster.training.recording import Recording
 from cluster.training.roles import RunningRoles, open_roles
 from cluster.training.run_spec import derive_spec
@@ -129,7 +129,7 @@ def _attempt(config: RunConfig, run: RunDirectory, progress: Recording, memory: 
     except Exception as error:  # noqa: BLE001 - the named boundary: recorded in run.json and shown
         causes = flattened(error)
         cause = recorded_error(causes[0], phase=progress.current)
-        run.update(state="failed", error=cause)
+        record_failure(run, cause, progress)
         if isinstance(causes[0], UserError):
             raise UserError([p for e in causes if isinstance(e, UserError) for p in e.problems]) from None
         progress.note(f"failed: {describe(cause)}")
@@ -137,6 +137,14 @@ def _attempt(config: RunConfig, run: RunDirectory, progress: Recording, memory: 
     run.update(state="succeeded", peak_memory=memory)
     progress.note(f"done: the trained model is in {run.model}")
     return DONE
+
+
+def record_failure(run: RunDirectory, cause: RunError, progress: Progress, *, within_s: float = 60.0) -> None:
+    """Write why a run failed to `run.json`; a hung file system, which may be the cause, does not hold up the end."""
+    try:
+        start(partial(run.update, state="failed", error=cause)).result(timeout=within_s)
+    except TimeoutError:
+        progress.note(f"{run.path / 'run.json'} could not be written within {within_s:g} s; is its file system hung?")
 
 
 def flattened(error: BaseException) -> list[BaseException]:

@@ -231,7 +231,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="is a folder"):
         load_config(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
-    with pytest.raises(UserError, match=r"no UTF-8 text \(byte 9\)"):
+    with pytest.raises(UserError, match=r"not UTF-8 text \(byte 9\)"):
         load_config(tmp_path / "latin.yaml")
 
 
@@ -358,12 +358,12 @@ def test_what_may_be_a_hub_id_stays(tmp_path, written, is_path):
             "offload: optimizer requires learners.zero_stage: 1",
         ),
         ({"sync": {"transport": "nccl"}, "placement": "colocated"}, "sync.transport", "use ipc"),
-        ({"sync": {"transport": "ipc"}}, "sync.transport", "only on the same GPU"),
+        ({"sync": {"transport": "ipc"}}, "sync.transport", "requires placement: colocated"),
         ({"placement": "colocated", "generators": {"replicas": 2}}, "generators.replicas", "2 engines and 1 ranks"),
         (
             {"placement": "colocated", "generators": {"tensor_parallel": 2}, "learners": {"workers": 2}},
             "generators.tensor_parallel",
-            "one GPU",
+            "requires tensor_parallel: 1",
         ),
         ({"data": {"prompts": "-"}}, "data.prompts", "standard input"),
     ],

@@ -93,7 +93,7 @@ def test_set_path_makes_sections_changes_lists_and_leaves_its_argument_alone():
 def test_set_path_refuses_places_that_are_none():
     with pytest.raises(UserError, match=r"rewards\.5\.weight: '5' is not an index into a list of 1; give 0 to 1"):
         set_path({"rewards": [{}]}, "rewards.5.weight", 1)
-    with pytest.raises(UserError, match="no place in a list"):
+    with pytest.raises(UserError, match="not an index into a list"):
         set_path({"rewards": [{}]}, "rewards.first", 1)
     with pytest.raises(UserError, match="'steps' cannot be set inside the value 5"):
         set_path({"train": 5}, "train.steps", 1)

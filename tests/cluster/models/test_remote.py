@@ -143,7 +143,7 @@ def test_an_outline_says_all_but_the_weights(store):
 
 def test_what_is_no_model_is_refused_before_anything_is_fetched(store):
     remote_stores.put("memory://models/empty", {"model.safetensors": "x"})
-    with pytest.raises(StoreError, match=r"holds no config\.json and no adapter_config\.json"):
+    with pytest.raises(StoreError, match=r"has no config\.json and no adapter_config\.json"):
         fetch("memory://models/empty", store, "complete")
     remote_stores.put_model("memory://models/large")
     remote_stores.put("memory://models/large", {"data.json": b"x" * ((64 << 20) + 1)})

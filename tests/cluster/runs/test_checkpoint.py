@@ -196,7 +196,7 @@ def test_a_damaged_shard_is_refused_by_name_though_an_older_checkpoint_is_whole(
     path = save(store, 2)
     damage(path / "learner" / "rank-0.pt")
     with pytest.raises(
-        UserError, match=rf"step-000002/learner/rank-0\.pt: {message}.*or remove .*step-000002 to go on"
+        UserError, match=rf"step-000002/learner/rank-0\.pt: {message}.*or remove .*step-000002 to resume"
     ):
         store.latest()
     assert verify(store.directory / "step-000001").step == 1

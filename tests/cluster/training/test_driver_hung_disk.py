@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 from cluster.runs.checkpoint import checkpoint_steps
+from cluster.runs.directory import RunDirectory, RunError
+from cluster.training.launch import record_failure
+from tests.support.fake_runs import Silent, make_config
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
@@ -39,3 +43,20 @@ def test_a_commit_that_hangs_ends_the_run_and_the_process(tmp_path: Path) -> Non
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("the checkpoint of step 2 was not written within 1 s (timeouts.save_s)")
     assert checkpoint_steps(tmp_path / "run" / "checkpoints") == [1]  # what was there before stays
+
+
+def test_a_failure_that_cannot_be_recorded_is_said_and_the_end_is_not_held_up(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "run", make_config(tmp_path))
+    cause = RunError(role="driver", phase="checkpoint", type="RunDirectoryError", message="not written")
+    notes: list[str] = []
+    progress = Silent()
+    progress.note = notes.append  # type: ignore[method-assign]
+    record_failure(run, cause, progress, within_s=60)
+    assert (run.record().state, run.record().error, notes) == ("failed", cause, [])
+    (run.path / "run.json").unlink()
+    os.mkfifo(run.path / "run.json")  # reading it blocks
+    try:
+        record_failure(run, cause, progress, within_s=0.05)
+    finally:
+        (run.path / "run.json").open("r+b").close()  # lets the thread end
+    assert notes == [f"{run.path / 'run.json'} could not be written within 0.05 s; is its file system hung?"]
