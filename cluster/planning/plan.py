@@ -288,7 +288,7 @@ def render(plan: Plan) -> Group:
     else:
         shown.append(Text("No problems found", style="bold green"))
     if plan.warnings:
-        shown.append(Text(f"Warnings ({len(plan.warnings)}, non-blocking)", style="bold yellow"))
+        shown.append(Text(f"Warnings ({len(plan.warnings)}), non-blocking", style="bold yellow"))
         shown += [Text(f"  {warning.where}: {warning.message}", style="yellow") for warning in plan.warnings]
     return Group(*shown)
 
