@@ -213,7 +213,7 @@ def test_without_stores_no_address_is_allowed(settings: Settings) -> None:
     [
         ("/etc", "is an adapter whose base is not in a folder that models may come from"),
         ("{store}/policy", "is an adapter whose base is not in a folder that models may come from"),
-        ("file://{store}/policy", "and only a folder or a hub id can be a base"),
+        ("file://{store}/policy", "only a folder or a hub id can be a base"),
     ],
 )
 def test_the_base_of_an_adapter_in_a_store_must_be_allowed_too(
