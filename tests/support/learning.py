@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,11 @@ import numpy as np
 import torch
 
 from actors.config import LearnerConfig, PolicyConfig
+from actors.learner.actor import Learner
+from actors.learner.group import LearnerGroup
 from actors.messages import LearnerSpec
 from tests.support import tiny
+from tests.support.forked_ranks import ForkServer
 from trainers.algorithms.config import GRPOConfig, KLConfig
 from trainers.config import TrainConfig
 from trainers.types import AnnotatedSample, Sample, TrainSample
@@ -28,13 +33,14 @@ class Cut:
     workers: int
     budget: int  # tokens of a micro-batch
     order: int  # seed of the samples' order, 0 = as they are
+    on_ray: bool = False  # on actors, not on forks of one process
 
     def __str__(self) -> str:
-        return f"zero{self.stage}-x{self.workers}"
+        return f"zero{self.stage}-x{self.workers}{'-ray' if self.on_ray else ''}"
 
 
 def make_samples(model: Any, *, seed: int) -> list[TrainSample]:
-    """Seven samples of 4 to 16 tokens; old, reference and rollout log-probabilities lie around the initial ones."""
+    """Seven samples of 4 to 16 tokens; old, reference and rollout log-probabilities are around the initial ones."""
     rng = np.random.default_rng(seed)
     samples = []
     for i, length in enumerate((16, 4, 9, 12, 5, 14, 7)):
@@ -111,6 +117,22 @@ def learner_spec(model: Path, algorithm: Any, cut: Cut, *, rate: float = LEARNIN
         ),
         temperature=TEMPERATURE,
     )
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where the learners under test run."""
+
+    forks: ForkServer
+    start_ray: Callable[[], object]  # at once where it runs
+
+    def learners(
+        self, spec: LearnerSpec, cut: Cut, logs: Path, *, cls: type[Learner] = Learner
+    ) -> AbstractContextManager[LearnerGroup]:
+        """The learners of a cut, started."""
+        if cut.on_ray:
+            self.start_ray()
+        return tiny.learner_group(spec, logs, forks=None if cut.on_ray else self.forks, cls=cls)
 
 
 def grpo() -> GRPOConfig:

@@ -17,7 +17,6 @@ from ray.util.placement_group import remove_placement_group
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from actors.config import GeneratorConfig, LearnerConfig, PolicyConfig
-from actors.generator.actor import Generator
 from actors.generator.group import generator_seats
 from actors.learner.actor import Learner
 from actors.learner.group import LearnerGroup, learner_seats
@@ -25,6 +24,7 @@ from actors.messages import EngineSpec, GenerateRequest, LearnerSpec
 from actors.runtime.actor_group import ActorGroup, Seat, launch
 from actors.runtime.layout import Deadlines, Layout
 from actors.runtime.placement import reserve
+from tests.support.forked_ranks import ForkServer
 from trainers.config import SamplingConfig, TrainConfig
 from trainers.tiny_models import make_tokenizer
 from trainers.types import Completion, Prompt, TokenPrompt
@@ -116,17 +116,6 @@ def written(request: GenerateRequest, completion: Completion) -> np.ndarray[Any,
     return np.concatenate([request.prompt, completion.tokens])
 
 
-class Bench:
-    """A process with the engines' environment, in which a test's own function runs."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Any] = {}
-
-    def run(self, function: Callable[..., _T], *args: Any) -> _T:
-        """`function(kept, *args)`; `kept` lives as long as the process."""
-        return function(self._kept, *args)
-
-
 def results(futures: Sequence[Future[_T]]) -> list[_T]:
     return [f.result(timeout=60) for f in futures]
 
@@ -152,37 +141,26 @@ def seats(*, learners: int = 0, generators: int = 0, logs: Path) -> Iterator[tup
 
 
 @contextmanager
-def bench(logs: Path) -> Iterator[Callable[..., Any]]:
-    """`run(function, *args)` in a process of its own that may hold a vLLM engine."""
-    with seats(generators=1, logs=logs) as ([seat], _):
-        actor = launch(Bench, seat)
-        try:
-            yield lambda function, *args: ray.get(actor.run.remote(function, *args), timeout=200)
-        finally:
-            ray.kill(actor)
-
-
-@contextmanager
-def generator_actors(spec: EngineSpec, logs: Path, *, cls: type[Generator] = Generator) -> Iterator[ActorGroup]:
-    """One generator, not started."""
-    with (
-        seats(generators=1, logs=logs) as (taken, _),
-        launched("generator", taken, lambda s, _: launch(cls, s, spec)) as group,
-    ):
+def learner_group(
+    spec: LearnerSpec, logs: Path, *, forks: ForkServer | None = None, cls: type[Learner] = Learner
+) -> Iterator[LearnerGroup]:
+    """Learners, started: ranks forked by `forks`, or actors on Ray."""
+    ranks = ray_ranks(cls, spec, logs) if forks is None else forks.learners(cls, spec, logs)
+    with ranks as actors:
+        group = LearnerGroup(actors, spec.train, DEADLINES)
+        run(group.start())
         yield group
 
 
 @contextmanager
-def learner_group(spec: LearnerSpec, logs: Path, *, cls: type[Learner] = Learner) -> Iterator[LearnerGroup]:
-    """Learners, started."""
+def ray_ranks(cls: type[Learner], spec: LearnerSpec, logs: Path) -> Iterator[ActorGroup]:
+    """A learner for each rank on Ray, not started."""
     workers = spec.learners.workers
     with (
         seats(learners=workers, logs=logs) as (_, taken),
         launched("learner", taken, lambda s, r: launch(cls, s, spec, rank=r, world_size=workers)) as actors,
     ):
-        group = LearnerGroup(actors, spec.train, DEADLINES)
-        run(group.start())
-        yield group
+        yield actors
 
 
 @contextmanager

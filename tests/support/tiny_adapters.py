@@ -1,4 +1,4 @@
-"""PEFT adapters on tiny models, with random weights: as if somebody had trained them before."""
+"""PEFT adapters on tiny models, with random weights: as if they had been trained before."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 
 def make_adapter(base: Path, path: Path, *, config: peft.PeftConfig | None = None, seed: int = 1) -> Path:
-    """A LoRA adapter of rank 3 (or what `config` says) on the model in `base`, every tensor of it random."""
+    """A LoRA adapter of rank 3 (or of `config`) on the model in `base`, every tensor of it random."""
     config = copy.deepcopy(config) or peft.LoraConfig(
         r=3, lora_alpha=5, lora_dropout=0.3, target_modules="all-linear", task_type="CAUSAL_LM"
     )

@@ -1,8 +1,7 @@
-"""The generator as a Ray actor: nothing is written without weights, groups come whole and in order."""
+"""The generator as a Ray actor: nothing is written without weights, groups come complete and in order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +9,41 @@ import numpy as np
 import pytest
 import ray
 
+from actors.generator.group import GeneratorGroup
+from actors.runtime.actor_group import ActorGroup
 from actors.weights.transfer import pack_chunk, tensor_digest
 from tests.support import tiny
+from tests.support.engine_host import LOADING_S
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_policy(tmp_path_factory.mktemp("policy"), tied=True)
+pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
-def generator(ray_cluster: None, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with tiny.generator_actors(tiny.engine_spec(policy), tmp_path_factory.mktemp("logs")) as group:
-        [actor] = group.actors
-        ray.get(actor.start.remote(), timeout=200)
-        yield actor
+@pytest.fixture
+def generator(engines: ActorGroup, tied: Path) -> Any:
+    """Generating, with any weights."""
+    [actor] = engines.actors
+    wait(actor.use.remote(tiny.engine_spec(tied), any_weights=True))
+    return actor
 
 
 def wait(ref: Any) -> Any:
-    return ray.get(ref, timeout=60)
+    return ray.get(ref, timeout=LOADING_S)
 
 
-def test_nothing_is_written_before_the_first_weights(generator: Any) -> None:
+def test_nothing_is_written_before_the_first_weights_and_after_the_end(engines: ActorGroup, tied: Path) -> None:
+    """An engine that was just started, and closed."""
+    [generator] = engines.actors
+    wait(generator.prepare.remote(tiny.engine_spec(tied)))
+    tiny.run(GeneratorGroup(engines, tiny.DEADLINES).start())
     waiting = generator.generate.remote(tiny.group_request("early", tiny.prompt_tokens(0), [0, 1], max_tokens=1))
     for _ in range(5):  # answered by the thread that would have written
         assert wait(generator.received_digests.remote()) == [{}]
     assert ray.wait([waiting], timeout=0)[0] == []
     wait(generator.resume.remote(0))
     assert len(wait(waiting)) == 2
+    wait(generator.close.remote())
+    with pytest.raises(RuntimeError, match="closed"):
+        wait(generator.generate.remote(tiny.group_request("late", tiny.prompt_tokens(0), [0])))
 
 
 def test_groups_come_in_the_order_of_their_seeds(generator: Any) -> None:
@@ -65,7 +69,7 @@ def test_text_is_what_the_tokens_say(generator: Any) -> None:
         assert completion.logprobs.dtype == np.float32
 
 
-def test_a_refused_prompt_is_told_and_the_generator_lives_on(generator: Any) -> None:
+def test_a_refused_prompt_is_reported_and_the_generator_continues(generator: Any) -> None:
     wait(generator.resume.remote(1))
     long = tiny.prompt_tokens(0, length=tiny.CONTEXT + 5)
     with pytest.raises(ValueError, match=str(tiny.CONTEXT)):
@@ -73,8 +77,8 @@ def test_a_refused_prompt_is_told_and_the_generator_lives_on(generator: Any) -> 
     assert len(wait(generator.generate.remote(tiny.group_request("ok", tiny.prompt_tokens(0), [0])))) == 1
 
 
-def test_a_weight_update_pauses_until_resume(generator: Any, policy: Path) -> None:
-    named = [(name, p.detach().float()) for name, p in tiny.load_plain(policy).named_parameters()]
+def test_a_weight_update_pauses_until_resume(generator: Any, tied: Path) -> None:
+    named = [(name, p.detach().float()) for name, p in tiny.load_plain(tied).named_parameters()]
     wait(generator.start_weight_update.remote())
     waiting = generator.generate.remote(tiny.group_request("during", tiny.prompt_tokens(0), [0], max_tokens=1))
     wait(generator.update_weights.remote(pack_chunk(named)))
@@ -84,10 +88,3 @@ def test_a_weight_update_pauses_until_resume(generator: Any, policy: Path) -> No
     assert ray.wait([waiting], timeout=0)[0] == []
     wait(generator.resume.remote(2))
     assert len(wait(waiting)) == 1
-
-
-def test_close_ends_the_engine(generator: Any) -> None:
-    """The last test of this file."""
-    wait(generator.close.remote())
-    with pytest.raises(RuntimeError, match="closed"):
-        wait(generator.generate.remote(tiny.group_request("late", tiny.prompt_tokens(0), [0])))

@@ -24,6 +24,7 @@ from tests.support.learning import (
     MAX_GRAD_NORM,
     WEIGHT_DECAY,
     Cut,
+    Ranks,
     grpo,
     grpo_terms,
     learner_spec,
@@ -37,12 +38,13 @@ from trainers.errors import UserError
 from trainers.packing import pack_updates
 from trainers.types import AnnotatedSample, Float32Array, TrainSample
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = pytest.mark.integration
 
 CHAT_TEMPLATE = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
 
 
-CUTS = [Cut(0, 1, 1000, 0), Cut(0, 2, 30, 5), Cut(1, 2, 24, 1), Cut(2, 2, 60, 2), Cut(3, 1, 16, 3), Cut(3, 2, 40, 4)]
+CUTS = [Cut(0, 1, 1000, 0), Cut(0, 2, 30, 5), Cut(1, 2, 24, 1), Cut(2, 2, 60, 2), Cut(3, 1, 16, 3)]
+CUTS += [Cut(3, 2, 40, 4, on_ray=True)]
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,10 @@ def step(group: LearnerGroup, samples: list[TrainSample], cut: Cut) -> StepRepor
     return tiny.run(group.update(shuffled(samples, cut), UpdateOptions(kl_coef=KL_COEF), seed=(0,)))
 
 
-def train(model: Path, truth: Truth, cut: Cut, out: Path, *, dtype: str = "float32") -> Trained:
+def train(model: Path, truth: Truth, cut: Cut, out: Path, ranks: Ranks, *, dtype: str = "float32") -> Trained:
     needs = frozenset({"old_logprobs", "ref_logprobs"})
     probes = [s.sample for s in truth.samples[0]]
-    with tiny.learner_group(spec(model, cut, dtype=dtype), out) as group:
+    with ranks.learners(spec(model, cut, dtype=dtype), cut, out) as group:
         before = tiny.run(group.annotate(probes, needs))
         reports = [step(group, truth.samples[0], cut)]
         tiny.run(group.save(str(out / "checkpoint")))
@@ -121,9 +123,11 @@ def truth(policy: Path) -> Truth:
 
 
 @pytest.fixture(scope="module")
-def trainings(policy: Path, truth: Truth, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Cut], Trained]:
+def trainings(
+    policy: Path, truth: Truth, ranks: Ranks, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Cut], Trained]:
     """Each cut is trained once, when it is first asked for."""
-    return cache(lambda cut: train(policy, truth, cut, tmp_path_factory.mktemp(str(cut))))
+    return cache(lambda cut: train(policy, truth, cut, tmp_path_factory.mktemp(str(cut)), ranks))
 
 
 @pytest.fixture(params=CUTS, ids=str)
@@ -188,17 +192,22 @@ def test_annotations_are_the_policys_now_and_the_reference_as_it_began(trained: 
 
 
 def test_learning_shows(truth: Truth) -> None:
-    """What the test above tells apart: the two steps moved log-probabilities by far more than its tolerance."""
+    """What the test above can distinguish: the two steps moved log-probabilities by far more than its tolerance."""
     assert max(float((a - b).abs().max()) for a, b in zip(truth.before, truth.after, strict=True)) > 0.01
 
 
 @pytest.mark.parametrize("cut", [CUTS[3], CUTS[4]], ids=str)
-def test_a_loaded_checkpoint_goes_on_bit_for_bit(
-    cut: Cut, trainings: Callable[[Cut], Trained], policy: Path, truth: Truth, tmp_path: Path
+def test_a_loaded_checkpoint_continues_bit_for_bit(
+    cut: Cut,
+    trainings: Callable[[Cut], Trained],
+    policy: Path,
+    truth: Truth,
+    ranks: Ranks,
+    tmp_path: Path,
 ) -> None:
     """New processes load what was saved after the first step; their second step is the uninterrupted one."""
     trained = trainings(cut)
-    with tiny.learner_group(spec(policy, cut), tmp_path) as group:
+    with ranks.learners(spec(policy, cut), cut, tmp_path) as group:
         tiny.run(group.load(str(trained.checkpoint)))
         report = step(group, truth.samples[1], cut)
         probes = [s.sample for s in truth.samples[0]]
@@ -213,12 +222,15 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit(
         assert torch.equal(tensor, expected_state[name]), name
 
 
-def test_several_updates_and_passes_are_those_of_the_plain_loop(policy: Path, truth: Truth, tmp_path: Path) -> None:
-    """Two passes of two updates: who is in which the packing says, which has tests of its own."""
+def test_several_updates_and_passes_are_those_of_the_plain_loop(
+    policy: Path, truth: Truth, ranks: Ranks, tmp_path: Path
+) -> None:
+    """Two passes of two updates: the packing decides who is in which, and has tests of its own."""
     cut, seed, samples = Cut(2, 2, 40, 0), (5,), truth.samples[0]
     made = spec(policy, cut)
     changes = {"updates_per_step": 2, "epochs_per_step": 2, "lr_schedule": "constant", "warmup_steps": 0}
-    with tiny.learner_group(replace(made, train=made.train.model_copy(update=changes)), tmp_path) as group:
+    made = replace(made, train=made.train.model_copy(update=changes))
+    with ranks.learners(made, cut, tmp_path) as group:
         report = tiny.run(group.update(samples, UpdateOptions(kl_coef=KL_COEF), seed=seed))
         after = tiny.run(group.annotate([s.sample for s in samples], frozenset({"old_logprobs"})))
     model = tiny.load_plain(policy)
@@ -242,10 +254,10 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
 
 
 @pytest.mark.parametrize("cut", [Cut(1, 1, 1000, 1), Cut(2, 1, 40, 2), Cut(3, 1, 40, 3)], ids=str)
-def test_bfloat16_trains_and_exports(cut: Cut, untied: tuple[Path, Truth], tmp_path: Path) -> None:
+def test_bfloat16_trains_and_exports(cut: Cut, untied: tuple[Path, Truth], ranks: Ranks, tmp_path: Path) -> None:
     """Near the float64 loop, within bfloat16; what is exported has an output head of its own."""
     path, truth = untied
-    trained = train(path, truth, cut, tmp_path, dtype="bfloat16")
+    trained = train(path, truth, cut, tmp_path, ranks, dtype="bfloat16")
     for k, report in enumerate(trained.reports):
         assert report.loss == pytest.approx(truth.losses[k], rel=0, abs=0.05 * truth.sizes[k])
         assert report.grad_norm == pytest.approx(truth.grad_norms[k], rel=0.05)
@@ -265,13 +277,13 @@ def test_bfloat16_trains_and_exports(cut: Cut, untied: tuple[Path, Truth], tmp_p
         np.testing.assert_allclose(row.old_logprobs, logprobs, rtol=0, atol=0.1)
 
 
-def test_a_band_waits_for_no_rank_that_has_no_sample(policy: Path, truth: Truth, tmp_path: Path) -> None:
-    """Updates of one sample each over two ranks: one of them has nothing to say of what the band keeps."""
+def test_a_band_waits_for_no_rank_that_has_no_sample(policy: Path, truth: Truth, ranks: Ranks, tmp_path: Path) -> None:
+    """Updates of one sample each over two ranks: one of them has nothing that the band could keep."""
     cut = Cut(2, 2, 1000, 0)
     made = spec(policy, cut)
     correction = ImportanceConfig(band=(0.0, 1e6))
     train = made.train.model_copy(update={"updates_per_step": 7, "importance_correction": correction})
-    with tiny.learner_group(replace(made, train=train), tmp_path) as group:
+    with ranks.learners(replace(made, train=train), cut, tmp_path) as group:
         report = step(group, truth.samples[0], cut)
     assert report.metrics["importance/kept"].value == 1
     assert report.metrics["importance/kept"].count == sum(int(s.sample.mask.sum()) for s in truth.samples[0])

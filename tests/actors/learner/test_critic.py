@@ -1,4 +1,4 @@
-"""PPO's critic as it is loaded: what of it is trained, and what it says before it has learnt."""
+"""PPO's critic as it is loaded: what of it is trained, and its values before the first step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def values(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_untaught_critic_foresees_nothing(kind: Any, policy: Path) -> None:
+def test_an_untrained_critic_foresees_nothing(kind: Any, policy: Path) -> None:
     critic = load_critic(str(policy), CriticConfig(train_type=kind), LORA, dtype="float32")
     assert torch.equal(values(critic), torch.zeros(1, 9))
     with torch.no_grad():

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
+import os
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from actors.learner import deepspeed_ops
-
-SUM = """
-import os, torch
-from actors.learner import deepspeed_ops
-deepspeed_ops.use_built_ops()
-import deepspeed
-deepspeed.init_distributed("gloo")
-values = torch.arange(1000, dtype=torch.float32) * (int(os.environ["RANK"]) + 1)
-deepspeed.comm.all_reduce(values)
-assert torch.equal(values, torch.arange(1000, dtype=torch.float32) * 3)
-print("op loaded:", deepspeed.comm.comm.cdb.shm_comm_op is not None)
-deepspeed.comm.destroy_process_group()
-"""
+from tests.support import tiny
+from tests.support.forked_ranks import ForkServer, Loopback
 
 
 def test_extensions_lie_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -44,44 +33,41 @@ def test_only_a_dead_lock_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert not lock.exists()
 
 
+class Summing:
+    """A rank that sums with DeepSpeed."""
+
+    def total(self, environment: dict[str, str], rank: int) -> tuple[bool, torch.Tensor]:
+        """Whether the op was loaded; 0, 1, 2, … on rank 0 and twice as much on rank 1, summed."""
+        os.environ.update(environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        deepspeed_ops.use_built_ops()
+        import deepspeed
+
+        deepspeed.init_distributed("gloo")
+        values = torch.arange(1000, dtype=torch.float32) * (rank + 1)
+        deepspeed.comm.all_reduce(values)
+        return deepspeed.comm.comm.cdb.shm_comm_op is not None, values
+
+
+tiny.by_value(__name__)
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("built", [True, False])
-def test_two_ranks_sum_with_and_without_the_op(built: bool, tmp_path: Path) -> None:
+def test_two_ranks_sum_with_and_without_the_op(built: bool, fork_server: ForkServer, tmp_path: Path) -> None:
     """0·3, 1·3, …: rank 0 has k, rank 1 has 2k."""
     if built and not deepspeed_ops.is_built():
         pytest.skip("the op is not compiled here (make setup; it needs the Python headers)")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    extensions = deepspeed_ops.extensions_dir() if built else tmp_path
     environment = {
-        "PATH": "/usr/bin:/bin",
         "HOME": str(tmp_path),
-        "DS_ACCELERATOR": "cpu",
-        "TORCH_EXTENSIONS_DIR": str(extensions),
-        "OMP_NUM_THREADS": "1",
+        "TORCH_EXTENSIONS_DIR": str(deepspeed_ops.extensions_dir() if built else tmp_path),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(Loopback().free_port()),
         "WORLD_SIZE": "2",
         "LOCAL_SIZE": "2",
     }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", SUM],
-            cwd=Path(__file__).resolve().parents[3],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in ranks:
-            output, _ = process.communicate(timeout=240)
-            assert process.returncode == 0, output
-            assert f"op loaded: {built}" in output, output
-    finally:
-        for process in ranks:
-            process.kill()
+    with fork_server.group([Summing, Summing], [tmp_path / f"{rank}.log" for rank in range(2)]) as ranks:
+        found = tiny.run(ranks.each("sum", lambda a, r: a.total.remote(environment, r), deadline_s=240))
+    for loaded, total in found:
+        assert loaded == built
+        assert torch.equal(total, torch.arange(1000, dtype=torch.float32) * 3)
     assert not any(tmp_path.rglob("*.so"))  # nothing is compiled in a run

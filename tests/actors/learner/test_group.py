@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from actors.config import LearnerConfig
-from actors.generator.actor import Generator
 from actors.generator.group import GeneratorGroup
 from actors.learner.actor import Learner
 from actors.learner.group import LearnerGroup
 from actors.messages import GenerateRequest, UpdateOptions
-from actors.runtime.actor_group import ActorGroup, RoleError, launch
+from actors.runtime.actor_group import ActorGroup, RoleError
 from actors.weights.synchronizer import Canaries, WeightSynchronizer
 from actors.weights.transfer import GeneratorClient, ObjectStoreSender, Route, WeightSyncError
 from tests.support import tiny
+from tests.support.engine_host import Engine
 from trainers.algorithms.config import GRPOConfig, KLConfig
 from trainers.config import SamplingConfig, TrainConfig
 from trainers.types import AnnotatedSample, Completion, Sample, TrainSample, to_sample
@@ -71,42 +71,6 @@ async def test_the_least_busy_replica_writes() -> None:
     assert [len(replica.requests) for replica in replicas] == [3, 3]
 
 
-class Unreliable(Generator):
-    """A generator that can be told to fail in an update, or to go back to its old weights behind everybody's back."""
-
-    _fault = ""
-    _old: Sequence[dict[str, Any]] = ()
-    _new: Sequence[dict[str, Any]] = ()
-    _claimed: Sequence[dict[str, str]] = ()
-
-    async def misbehave(self, fault: str) -> None:
-        self._fault = fault
-
-    async def start_weight_update(self) -> None:
-        if self._fault == "hang":
-            await asyncio.Event().wait()
-        self._old, self._new = self._new, []
-        await super().start_weight_update()
-
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
-        if self._fault == "no memory":
-            raise MemoryError("the device is full")
-        self._new = [*self._new, update_info]
-        await super().update_weights(update_info)
-
-    async def finish_weight_update(self) -> None:
-        await super().finish_weight_update()
-        self._claimed = await super().received_digests()
-        if self._fault == "stale":
-            await super().start_weight_update()
-            for chunk in self._old:
-                await super().update_weights(chunk)
-            await super().finish_weight_update()
-
-    async def received_digests(self) -> list[dict[str, str]]:
-        return list(self._claimed)
-
-
 class TamperingClient(GeneratorClient):
     """Flips a bit of one tensor after its digest was taken."""
 
@@ -120,7 +84,7 @@ class TamperingClient(GeneratorClient):
 
 
 class Tampered(Learner):
-    """A learner that can be told to send over a bad line."""
+    """A learner that can be made to corrupt what it sends."""
 
     def tamper(self, generators: Sequence[Any]) -> None:
         client = TamperingClient(generators, deadline_s=60)
@@ -147,43 +111,26 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    model, logs = (tmp_path_factory.mktemp(name) for name in ("policy", "logs"))
-    tiny.make_policy(model, tied=True)
+def stage(engines: ActorGroup, tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     spec = tiny.learner_spec(
-        model,
+        tied,
         train=TrainConfig(learning_rate=0.01, max_tokens_per_microbatch=200),
         learners=LearnerConfig(zero_stage=3),
         algorithm=GRPOConfig(type="grpo", kl=KLConfig(coef=0)),
         temperature=SAMPLING.temperature,
     )
-    engine = tiny.engine_spec(model)
     canaries = [tiny.token_prompt(f"canary{i}", 100 + i) for i in range(3)]
-    with (
-        tiny.seats(learners=1, generators=1, logs=logs) as (for_generators, for_learners),
-        tiny.launched("generator", for_generators, lambda s, _: launch(Unreliable, s, engine)) as generating,
-        tiny.launched(
-            "learner", for_learners, lambda s, r: launch(Tampered, s, spec, rank=r, world_size=1)
-        ) as learning,
-    ):
-        learners = LearnerGroup(learning, spec.train, tiny.DEADLINES)
-        generators = GeneratorGroup(generating, tiny.DEADLINES)
+    with tiny.learner_group(spec, tmp_path_factory.mktemp("logs"), forks=None, cls=Tampered) as learners:
+        generators = GeneratorGroup(engines, tiny.DEADLINES)
         proof = Canaries(prompts=canaries, sampling=SAMPLING, max_gap=1e-3)
-        sync = WeightSynchronizer(learning, generating, learners.logprobs, canaries=proof, deadlines=tiny.DEADLINES)
-        tiny.run(start(learners, generators))
-        yield Stage(model, learners, generators, sync)
-
-
-async def start(learners: LearnerGroup, generators: GeneratorGroup) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(learners.start())
-        tasks.create_task(generators.start())
+        sync = WeightSynchronizer(learners.actors, engines, learners.logprobs, canaries=proof, deadlines=tiny.DEADLINES)
+        yield Stage(tied, learners, generators, sync)
 
 
 @pytest.fixture
-def connected(stage: Stage) -> Stage:
-    """Over a line in good order."""
-    stage.tell_generator("")
+def connected(stage: Stage, engine: Engine) -> Stage:
+    """Over a line in good order, to a generator of the same model."""
+    engine.use(tiny.engine_spec(stage.model), any_weights=True)
     tiny.run(stage.sync.connect(ROUTE))
     return stage
 
@@ -249,7 +196,7 @@ def test_a_generator_that_ignores_an_update_is_caught_by_its_canaries(connected:
 
 
 @pytest.mark.integration
-def test_a_generator_that_fails_in_an_update_is_told(connected: Stage) -> None:
+def test_a_generator_that_fails_in_an_update_is_reported(connected: Stage) -> None:
     connected.tell_generator("no memory")
     with pytest.raises(RoleError, match="the device is full") as caught:
         connected.publish()

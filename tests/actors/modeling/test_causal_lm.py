@@ -85,7 +85,7 @@ def test_logprobs_and_entropy_are_those_of_each_sequence_alone(
 
 
 def test_only_logprobs_of_real_tokens_carry_a_gradient(path: Path) -> None:
-    """The gradient is the plain model's, whatever stands in the padding."""
+    """The gradient is the plain model's, whatever is in the padding."""
     plain = tiny.load_plain(path)
     total = sum(
         tiny.plain_logprobs(plain, tiny.prompt_tokens(row, length=length), temperature=0.7).sum()

@@ -17,7 +17,7 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def counted(hidden: int, targets: Any) -> tuple[int, int]:
-    """Numbers of the whole model (a tied matrix once) and of an adapter of rank 8."""
+    """Numbers of the full model (a tied matrix once) and of an adapter of rank 8."""
     config = tiny_models._config(tiny_models.make_tokenizer(), layers=tiny_models.LAYERS, hidden=hidden)
     model = tiny_models.Qwen3ForCausalLM(config)
     whole = sum(parameter.numel() for parameter in model.parameters())
@@ -31,8 +31,8 @@ def counted(hidden: int, targets: Any) -> tuple[int, int]:
     [(tiny_models.HIDDEN, "all-linear", 13), (tiny_models.HIDDEN, ATTENTION, 20), (512, "all-linear", 20)],
 )
 def test_an_adapter_of_rank_8_is_little_of_the_model(hidden: int, targets: Any, least: int) -> None:
-    """Rank times inputs plus outputs of each layer; at least 20 times less than the whole on the example's attention,
-    or on every layer of a wider model (the ratio grows with the width)."""
+    """Rank times inputs plus outputs of each layer; at least 20 times less than the model's on the example's
+    attention, or on every layer of a wider model (the ratio grows with the width)."""
     heads = hidden // 64 * 2
     wide, narrow = heads * 32, heads // 2 * 32
     inner = tiny_models.INTERMEDIATE * hidden // tiny_models.HIDDEN

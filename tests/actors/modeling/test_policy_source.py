@@ -26,7 +26,7 @@ from trainers.algorithms.config import CriticConfig
 from trainers.errors import UserError
 from trainers.tiny_models import make_random_policy
 
-pytestmark = [  # what PEFT says of the adapters that are made here
+pytestmark = [  # PEFT's warnings about the adapters that are made here
     pytest.mark.filterwarnings("ignore:Model (has|with) .tie_word_embeddings:UserWarning"),
     pytest.mark.filterwarnings("ignore:You have requested .ensure_weight_tying:UserWarning"),
     pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers:UserWarning"),
@@ -99,7 +99,9 @@ def test_the_merged_model_computes_what_peft_computes(kind: str, tied: bool, tmp
     write_merged(origin.policy, origin.merged, tmp_path / "merged")
     found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32))
     torch.testing.assert_close(found, logits(plain(base, adapter)), rtol=0, atol=1e-5)
-    assert (found - logits(AutoModelForCausalLM.from_pretrained(base))).abs().max() > 0.01, "it tells nothing"
+    assert (found - logits(AutoModelForCausalLM.from_pretrained(base))).abs().max() > 0.01, (
+        "the comparison would prove nothing"
+    )
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["tie_word_embeddings"] == (tied and kind not in ("head", "embedding", "lora on the head"))
 
@@ -124,8 +126,8 @@ def test_tokens_that_the_adapters_training_added_are_merged_too(tied: bool, tmp_
     torch.testing.assert_close(logits(found), logits(trained), rtol=0, atol=1e-5)
 
 
-def test_a_merged_policy_is_written_once_and_whole(base: Path, adapter: Path, tmp_path: Path) -> None:
-    """In the policy's type, with tokenizer and template; what a killed writer left is no model."""
+def test_a_merged_policy_is_written_once_and_completely(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """In the policy's type, with tokenizer and template; what a killed writer left is not a model."""
     (tmp_path / ".merged.partial").mkdir()
     (tmp_path / ".merged.partial" / "stale").write_text("")
     origin = find_origin(policy_of(adapter, dtype="bfloat16", chat_template="{{ messages }}"))
@@ -204,7 +206,7 @@ def test_a_critic_is_a_copy_of_the_policy_with_its_adapter(base: Path, adapter: 
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-# --- what the folder says
+# --- what the folder holds
 
 
 def test_tokenizer_and_template_are_the_adapters_where_it_has_them(base: Path, adapter: Path) -> None:
@@ -231,7 +233,7 @@ def test_a_relative_base_counts_from_the_adapters_folder_then_from_here(
     assert find_base(adapter) == "org/base"
 
 
-def test_a_whole_model_is_no_adapter(base: Path) -> None:
+def test_a_full_model_is_not_an_adapter(base: Path) -> None:
     assert not is_adapter(base)
     assert not is_adapter("org/name")
     assert not is_adapter("/" + "x" * 300)
@@ -298,7 +300,7 @@ def test_adapters_that_can_only_be_merged(values: dict[str, Any], message: str, 
     assert find_origin(policy_of(adapter)).merged is not None
 
 
-def test_only_an_adapter_can_go_on_as_an_adapter(adapter: Path) -> None:
+def test_only_an_adapter_can_be_continued_as_one(adapter: Path) -> None:
     for train_type in ("full", "adalora"):
         where, found = message_of(policy_of(adapter, train_type=train_type, adapter="continue"))
         assert (where, "set merge" in found) == ("policy.adapter", True)
@@ -348,7 +350,9 @@ def test_an_adapter_of_another_model_is_refused_before_anything_loads(
         find_origin(policy_of(sft))
 
 
-def test_a_base_whose_files_name_layers_otherwise_is_left_to_loading(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_a_base_whose_files_name_layers_differently_is_left_to_loading(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
     """And one that is packed into 4 bits."""
     other = tmp_path / "other"
     shutil.copytree(base, other)

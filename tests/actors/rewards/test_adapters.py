@@ -31,7 +31,7 @@ def judge(base: Path, path: Path) -> Path:
 
 @pytest.fixture(params=["policy", "reward model"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A causal language model, as preference models are made of, or a reward model, which goes on learning."""
+    """A causal language model, as preference models are made of, or a reward model, which is trained further."""
     path = tmp_path / "base"
     return make_reward_model(path) if request.param == "reward model" else tiny.make_policy(path, tied=True)
 

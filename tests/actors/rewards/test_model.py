@@ -128,7 +128,7 @@ async def test_groups_that_come_at_once_get_their_own_scores(model_path: Path) -
     replica.check_health()
 
 
-async def test_a_caller_who_leaves_harms_nobody(model_path: Path) -> None:
+async def test_a_caller_who_leaves_fails_no_one_else(model_path: Path) -> None:
     replica = ModelReplica(config_of(model_path))
     leaver = asyncio.create_task(replica.score(prompt_of(), TEXTS))
     await asyncio.sleep(0)
@@ -137,13 +137,13 @@ async def test_a_caller_who_leaves_harms_nobody(model_path: Path) -> None:
     assert answer.value == pytest.approx(alone(model_path, ["a"])[0], abs=1e-5)
 
 
-async def test_a_forward_pass_that_fails_is_told(tmp_path: Path) -> None:
+async def test_a_forward_pass_that_fails_is_reported(tmp_path: Path) -> None:
     """The tokenizer has more tokens than the model."""
     replica = ModelReplica(config_of(make_reward_model(tmp_path / "judge", vocab_size=20)))
     answers = await replica.score(prompt_of(), ["a", "b"])
     assert [a.value for a in answers] == [None, None]
     assert "index out of range" in str(answers[0].cause)
-    replica.check_health()  # and it goes on
+    replica.check_health()  # and it continues
 
 
 def two_labels(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a process says of its own memory."""
+"""What a process reports of its own memory."""
 
 from __future__ import annotations
 
