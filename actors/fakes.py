@@ -285,7 +285,7 @@ class FakeScorer:
         causes = [self.cause_of(request, i) for i in range(len(request.completions))]
         shares = tuple(
             text.count("b") / max(len(text), 1) if cause is None else None
-            for text, cause in zip(request.completions, causes, strict=True)
+            for text, cause in zip(request.texts, causes, strict=True)
         )
         await self._world.tell("scored", request.prompt.line)
         return GroupScores(

@@ -10,7 +10,7 @@ from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import Mean
 from trainers.algorithms.config import AlgorithmConfig
 from trainers.config import SamplingConfig, TrainConfig
-from trainers.types import Float32Array, Int32Array, Int64Array, Prompt
+from trainers.types import Completion, Float32Array, Int32Array, Int64Array, Message, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,10 +131,20 @@ class Proof:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRequest:
-    """One group to score."""
+    """One group to score, as text, as messages and as tokens."""
 
     prompt: Prompt
-    completions: tuple[str, ...]
+    prompt_tokens: Int32Array  # [P], the chat template applied
+    completions: tuple[Completion, ...]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text of each completion."""
+        return tuple(completion.text for completion in self.completions)
+
+    def chat(self, index: int) -> tuple[Message, ...]:
+        """The messages of the prompt and completion `index` as the assistant's reply."""
+        return (*self.prompt.messages, {"role": "assistant", "content": self.completions[index].text})
 
 
 @dataclass(frozen=True, slots=True)

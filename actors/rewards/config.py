@@ -1,4 +1,4 @@
-"""The config of the rewards, told apart by `type`. It knows pydantic only, so that the command line's help, the plan
+"""The config of the rewards, distinguished by `type`. It knows pydantic only, so that the command line's help, the plan
 and the service can read it without an engine."""
 
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -16,7 +17,19 @@ from trainers.config import Config
 from trainers.errors import Problem, UserError
 
 
-class _Reward(Config):
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a reward asks of the cluster: replicas, and the GPUs of each."""
+
+    replicas: int = 1
+    gpus: float = 0
+
+
+class RewardSection(Config):
+    """What the config of every kind of reward has."""
+
+    type: str
+    """Selects the kind of reward."""
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor of this reward in the sum that is trained on; 0 = watched, not trained on."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
@@ -37,8 +50,23 @@ class _Reward(Config):
             raise ValueError(f"the lower limit {clip[0]} is not below the upper limit {clip[1]}")
         return clip
 
+    @property
+    def default_name(self) -> str:
+        """The name of a reward whose config gives none."""
+        return self.type
 
-class ModelReward(_Reward):
+    @property
+    def resources(self) -> Resources | None:
+        """What it asks of the cluster; None: nothing."""
+        return None
+
+    @property
+    def learned_max_tokens(self) -> int | None:
+        """Longest chat of a trained model, whose scores a policy can exploit; None: scores come from elsewhere."""
+        return None
+
+
+class ModelReward(RewardSection):
     """A sequence-classification model with one label scores the whole chat."""
 
     type: Literal["model"]
@@ -69,8 +97,23 @@ class ModelReward(_Reward):
             )
         return self
 
+    @property
+    def default_name(self) -> str:
+        """The last part of the model's path or id."""
+        return PurePath(self.model).name or self.model
 
-class FunctionReward(_Reward):
+    @property
+    def resources(self) -> Resources:
+        """The replicas of the model."""
+        return Resources(self.replicas, self.gpus)
+
+    @property
+    def learned_max_tokens(self) -> int:
+        """See `RewardSection`."""
+        return self.max_tokens
+
+
+class FunctionReward(RewardSection):
     """A Python function scores each completion, in processes of its own."""
 
     type: Literal["function"]
@@ -98,8 +141,18 @@ class FunctionReward(_Reward):
         """The function's name."""
         return self.path.rpartition(":")[2]
 
+    @property
+    def default_name(self) -> str:
+        """The function's name."""
+        return self.function
 
-class HttpReward(_Reward):
+    @property
+    def resources(self) -> Resources:
+        """One replica, which starts the processes."""
+        return Resources()
+
+
+class HttpReward(RewardSection):
     """A server scores each group: POST {prompts, completions, columns} answers {"rewards": [number or null, …]}."""
 
     type: Literal["http"]
@@ -113,8 +166,13 @@ class HttpReward(_Reward):
         parts = urlsplit(url)  # ValueError of its own for a bad IPv6 address
         if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", url):
             raise ValueError(f"expected http://host… or https://host…, found {url!r}")
-        _ = parts.port  # ValueError where it is no number in range
+        _ = parts.port  # ValueError if it is not a number in range
         return url
+
+    @property
+    def default_name(self) -> str:
+        """The server's host."""
+        return urlsplit(self.url).hostname or self.url
 
 
 RewardConfig: TypeAlias = Annotated[ModelReward | FunctionReward | HttpReward, Field(discriminator="type")]
@@ -129,7 +187,7 @@ def reward_names(configs: Sequence[RewardConfig]) -> tuple[str, ...]:
     Raises:
         UserError: two rewards would share a name.
     """
-    names = tuple(config.name or _default_name(config) for config in configs)
+    names = tuple(config.name or config.default_name for config in configs)
     problems = [
         Problem(f"rewards.{i}.name", f"two rewards are called {name!r}; give each a `name` of its own")
         for i, name in enumerate(names)
@@ -138,11 +196,3 @@ def reward_names(configs: Sequence[RewardConfig]) -> tuple[str, ...]:
     if problems:
         raise UserError(problems)
     return names
-
-
-def _default_name(config: RewardConfig) -> str:
-    if isinstance(config, ModelReward):
-        return PurePath(config.model).name or config.model
-    if isinstance(config, FunctionReward):
-        return config.function
-    return urlsplit(config.url).hostname or config.url

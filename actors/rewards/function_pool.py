@@ -23,13 +23,12 @@ from typing import Any
 
 from actors.rewards import function_worker as reward_worker
 from actors.rewards.circuit_breaker import Breaker
-from actors.rewards.function_worker import LENGTH
+from actors.rewards.function_worker import IMPORT_S, LENGTH
 from actors.rewards.score import Answer, unscored
 from trainers.types import Prompt
 
 ASYNC_CALLS = 64  # calls that one process of a coroutine function works on at once
 BLOCKED_S = 2.0  # how long after its time limit a coroutine function may still hold the event loop
-IMPORT_S = 120.0
 HOPELESS = 3  # calls in a row that hang or kill their process, after which the function is left alone for a while
 
 

@@ -1,4 +1,4 @@
-"""The process that calls one user's reward function; started by `reward_functions` as a script of its own.
+"""The process that calls one user's reward function; started by `function_pool` as a script of its own.
 
 It knows the standard library only, so that it starts in a few hundredths of a second and the user's file finds
 nothing of ours in its way. It talks over what was its standard input and output: frames of a length (8 bytes, big
@@ -29,6 +29,7 @@ from typing import Any, BinaryIO
 
 LENGTH = struct.Struct(">Q")
 LONGEST_TEXT = 500
+IMPORT_S = 120.0  # for the user's file, in a new process
 DIE_WITH_PARENT = 1  # Linux: prctl(PR_SET_PDEATHSIG)
 
 

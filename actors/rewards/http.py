@@ -17,15 +17,14 @@ from actors.rewards.score import Answer, PassingError, RewardError
 from trainers.types import Prompt
 
 LONGEST_TEXT = 300
-MAX_CONNECTIONS = 64
 
 
 class HttpScorer:
     """A client of one server; `close` it."""
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
+    def __init__(self, url: str, *, timeout_s: float, connections: int = 1) -> None:
         self._url = url
-        limits = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         timeout = httpx.Timeout(timeout_s, pool=None)  # waiting for one's turn is not the server's fault
         self._client = httpx.AsyncClient(timeout=timeout, limits=limits, follow_redirects=False)
 
@@ -57,7 +56,7 @@ class HttpScorer:
         try:
             answer = response.json()
         except ValueError as error:
-            raise RewardError(f"{self._url}: the answer is no JSON: {response.text[:LONGEST_TEXT]!r}") from error
+            raise RewardError(f"{self._url}: the answer is not JSON: {response.text[:LONGEST_TEXT]!r}") from error
         rewards = answer.get("rewards") if isinstance(answer, dict) else None
         if not isinstance(rewards, list) or len(rewards) != n:
             shown = response.text[:LONGEST_TEXT]

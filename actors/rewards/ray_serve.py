@@ -52,24 +52,24 @@ class RewardApps:
         self._prefix, self._cpus = prefix, cpus_per_replica
         self._names: list[str] = []
         self._started_serve = False
+        self._deploying = asyncio.Lock()
 
-    async def deploy(self, rewards: Sequence[ServedReward]) -> list[tuple[Ask, str | None]]:
-        """Start them all together: how to ask each, and what its `check` found wrong.
+    async def deploy(self, reward: ServedReward) -> tuple[Ask, str | None]:
+        """Start one application: how to ask it, and what its `check` found wrong. Several may be started at once.
 
         Raises:
-            RoleError: Serve gave one up.
+            RoleError: Serve gave it up.
         """
-        self._names = [f"{self._prefix}-{reward.name}" for reward in rewards]
-        targets = [
-            serve.RunTarget(self._application(reward), name=name, route_prefix=None)
-            for reward, name in zip(rewards, self._names, strict=True)
-        ]
-        self._started_serve = not _serve_runs()
-        handles = await asyncio.to_thread(_deploy, targets)
-        while not self._running():  # noqa: ASYNC110 — Serve can only be asked
+        name = f"{self._prefix}-{reward.name}"
+        target = serve.RunTarget(self._application(reward), name=name, route_prefix=None)
+        async with self._deploying:
+            if not self._names:
+                self._started_serve = not _serve_runs()
+            self._names.append(name)
+            handle = await asyncio.to_thread(_deploy, target)
+        while not self._running(name):  # noqa: ASYNC110 — Serve can only be polled
             await asyncio.sleep(POLL_S)
-        wrong: list[str | None] = await asyncio.gather(*(_check(handle) for handle in handles))
-        return [(_asks(handle), found) for handle, found in zip(handles, wrong, strict=True)]
+        return _asks(handle), await _check(handle)
 
     def states(self) -> str:
         """How far each application is, in words."""
@@ -103,13 +103,12 @@ class RewardApps:
         )(reward.replica)
         return deployment.bind(*reward.arguments)
 
-    def _running(self) -> bool:
-        found = serve.status().applications
-        for rank, name in enumerate(self._names):
-            if name in found and found[name].status == ApplicationStatus.DEPLOY_FAILED:
-                message = f"{name}: {found[name].message}"
-                raise RoleError(role="reward", rank=rank, phase="start", kind="DeployFailed", message=message)
-        return all(name in found and found[name].status == ApplicationStatus.RUNNING for name in self._names)
+    def _running(self, name: str) -> bool:
+        found = serve.status().applications.get(name)
+        if found is not None and found.status == ApplicationStatus.DEPLOY_FAILED:
+            rank, message = self._names.index(name), f"{name}: {found.message}"
+            raise RoleError(role="reward", rank=rank, phase="start", kind="DeployFailed", message=message)
+        return found is not None and found.status == ApplicationStatus.RUNNING
 
 
 async def _check(handle: DeploymentHandle) -> str | None:
@@ -150,14 +149,14 @@ def _serve_runs() -> bool:
     return True
 
 
-def _deploy(targets: Sequence[serve.RunTarget]) -> list[DeploymentHandle]:
+def _deploy(target: serve.RunTarget) -> DeploymentHandle:
     """Blocking. Starts Serve, without its HTTP proxy, unless it runs."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="Disabled", logging_config=_logging())
     handles: list[DeploymentHandle] = serve.run_many(
-        targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
+        [target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
     )
-    return handles
+    return handles[0]
 
 
 def _remove(names: Sequence[str], *, with_serve: bool) -> None:

@@ -1,7 +1,7 @@
 """The reward service as the driver sees it: asks every reward for a group's scores, and makes the sum of them.
 
-Models and functions run as Ray Serve applications of this run; servers are asked over HTTP from here. A score that
-could not be had is None with a cause, never 0 and never an exception. It knows asyncio and the kinds of reward.
+A score that could not be had is None with a cause, never 0 and never an exception. It knows asyncio and the protocol
+of a reward source (`source.py`), not which kinds exist.
 """
 
 from __future__ import annotations
@@ -14,46 +14,36 @@ from pathlib import Path
 from typing import Any
 
 from actors.messages import GroupScores, ScoreFailure, ScoreRequest
-from actors.rewards.checks import function_file, model_name, validate_rewards
+from actors.rewards.catalog import make_source
+from actors.rewards.checks import validate_rewards
 from actors.rewards.circuit_breaker import Breaker
-from actors.rewards.config import FunctionReward, HttpReward, ModelReward, RewardConfig, reward_names
-from actors.rewards.function_pool import IMPORT_S, FunctionReplica, read_function
-from actors.rewards.http import MAX_CONNECTIONS, HttpScorer
-from actors.rewards.model_replica import ModelReplica
-from actors.rewards.ray_serve import Ask, RewardApps, ServedReward, last_line
+from actors.rewards.config import RewardConfig, reward_names
+from actors.rewards.ray_serve import RewardApps, last_line
 from actors.rewards.score import Answer, PassingError, RewardError, unscored
+from actors.rewards.source import RewardSource
 from actors.runtime.actor_group import RoleError
 from trainers.errors import Problem, UserError
 from trainers.rewards import RunningNormalizer, clipped, weighted_sum
 
-__all__ = ["GroupScores", "ScoreFailure", "ScoreRequest", "Scorer", "validate_rewards"]
-
 BACKOFF_S = 0.25  # before the first further try; doubled for each one after it
-SLACK_S = 1.0  # a client's own time limit comes first and says more
 LARGEST = 3e38  # the learner's arithmetic is float32
 
 
 @dataclass(slots=True, kw_only=True)
-class _Source:
-    """One reward and how it is going."""
+class _Reward:
+    """One reward and how it is doing."""
 
     name: str
     config: RewardConfig
-    ask: Ask | None = None  # once started
+    source: RewardSource
     waiting: int = 0  # calls that it has not answered yet
     breaker: Breaker = field(default_factory=Breaker)
     statistics: RunningNormalizer = field(default_factory=RunningNormalizer)
 
-    def calls(self, n: int) -> int:
-        """What n completions cost: functions are called (at most) once for each, models and servers once."""
-        return n if isinstance(self.config, FunctionReward) else 1
-
     def limit_s(self) -> float:
-        """Time for the answer to a group that is sent now: its time limit, with what is queued before it."""
-        if isinstance(self.config, FunctionReward):
-            return IMPORT_S + self.config.timeout_s * max(self.waiting / self.config.workers, 1)
-        parallel = self.config.replicas if isinstance(self.config, ModelReward) else MAX_CONNECTIONS
-        return SLACK_S + self.config.timeout_s * max(self.waiting / parallel, 1)
+        """Time for the answer to a group that is sent now: its time limit, including what is queued before it."""
+        pace = self.source.pace
+        return pace.slack_s + self.config.timeout_s * max(self.waiting / pace.parallel, 1)
 
     def trained(self, score: float | None) -> float | None:
         """The score as it enters the sum."""
@@ -71,10 +61,10 @@ class Scorer:
         """`base_dir`: relative paths count from there. `cpus_per_replica`: what Ray sets aside for each replica (the
         threads of a model are its own `threads`). UserError: two rewards of one name."""
         self._base_dir = base_dir
-        self._sources = [
-            _Source(name=name, config=config) for name, config in zip(reward_names(configs), configs, strict=True)
+        self._rewards = [
+            _Reward(name=name, config=config, source=make_source(config, name=name, base_dir=base_dir))
+            for name, config in zip(reward_names(configs), configs, strict=True)
         ]
-        self._clients: list[HttpScorer] = []
         self._apps = RewardApps(prefix=f"rlhf-{run_id}", cpus_per_replica=cpus_per_replica)
 
     async def start(self, *, deadline_s: float) -> None:
@@ -84,7 +74,7 @@ class Scorer:
             UserError: a file, function or model that cannot be used; all of them.
             RoleError: not ready by the deadline, with what was still missing.
         """
-        if problems := validate_rewards([source.config for source in self._sources], self._base_dir):
+        if problems := validate_rewards([reward.config for reward in self._rewards], self._base_dir):
             raise UserError(problems)
         try:
             async with asyncio.timeout(deadline_s):
@@ -99,18 +89,18 @@ class Scorer:
 
     async def score(self, request: ScoreRequest) -> GroupScores:
         """The scores of one group; a failed one is None, with its cause among the failures."""
-        rows = await asyncio.gather(*(self._answers(source, request) for source in self._sources))
-        raw = {source.name: tuple(a.value for a in row) for source, row in zip(self._sources, rows, strict=True)}
-        trained = [[source.trained(score) for score in raw[source.name]] for source in self._sources]
+        rows = await asyncio.gather(*(self._answers(reward, request) for reward in self._rewards))
+        raw = {reward.name: tuple(a.value for a in row) for reward, row in zip(self._rewards, rows, strict=True)}
+        trained = [[reward.trained(score) for score in raw[reward.name]] for reward in self._rewards]
         failures = [
-            ScoreFailure(source.name, str(answer.cause))
-            for source, row in zip(self._sources, rows, strict=True)
+            ScoreFailure(reward.name, str(answer.cause))
+            for reward, row in zip(self._rewards, rows, strict=True)
             for answer in row
             if answer.value is None
         ]
         return GroupScores(
             rewards=raw,
-            reward=weighted_sum(trained, [source.config.weight for source in self._sources]),
+            reward=weighted_sum(trained, [reward.config.weight for reward in self._rewards]),
             failures=tuple(failures),
         )
 
@@ -120,92 +110,76 @@ class Scorer:
         Within a step the statistics stay as they are, so that a group's reward does not depend on which group was
         finished first; scores of evaluations are never given.
         """
-        for source in self._sources:
-            if source.config.normalize:
-                scores = [score for group in rewards for score in group[source.name] if score is not None]
-                source.statistics = source.statistics.updated(scores)
+        for reward in self._rewards:
+            if reward.config.normalize:
+                scores = [score for group in rewards for score in group[reward.name] if score is not None]
+                reward.statistics = reward.statistics.updated(scores)
 
     def state(self) -> dict[str, Any]:
         """The running statistics of every reward with `normalize`, by name; plain JSON."""
-        return {source.name: source.statistics.state() for source in self._sources if source.config.normalize}
+        return {reward.name: reward.statistics.state() for reward in self._rewards if reward.config.normalize}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put `state` back; ValueError where it is not of the same rewards."""
-        normalized = [source for source in self._sources if source.config.normalize]
-        if set(state) != {source.name for source in normalized}:
-            wanted = sorted(source.name for source in normalized)
+        normalized = [reward for reward in self._rewards if reward.config.normalize]
+        if set(state) != {reward.name for reward in normalized}:
+            wanted = sorted(reward.name for reward in normalized)
             raise ValueError(f"the state holds statistics of the rewards {sorted(state)}, but {wanted} are normalized")
-        for source in normalized:
-            source.statistics = RunningNormalizer.from_state(state[source.name])
+        for reward in normalized:
+            reward.statistics = RunningNormalizer.from_state(state[reward.name])
 
     async def close(self, *, end_service: bool = True) -> None:
         """End what `start` began; Serve itself only if this Scorer started it and nobody else uses it.
 
         Without `end_service` the service is left to the end of the whole Ray instance: ending it takes seconds.
         """
-        for client in self._clients:
-            await client.close()
-        self._clients = []
+        for reward in self._rewards:
+            await reward.source.close()
         if end_service:
             await self._apps.remove()
 
     async def _start(self) -> None:
-        served = [source for source in self._sources if not isinstance(source.config, HttpReward)]
-        for source in self._sources:
-            if isinstance(source.config, HttpReward):
-                client = HttpScorer(source.config.url, timeout_s=source.config.timeout_s)
-                self._clients.append(client)
-                source.ask = client.score
-        answers = await self._apps.deploy([self._served(source) for source in served]) if served else []
-        problems: list[Problem] = []
-        for source, (ask, wrong) in zip(served, answers, strict=True):
-            source.ask = ask
-            problems += [Problem(f"rewards.{self._sources.index(source)}", wrong)] if wrong else []
-        if problems:
+        starting = [asyncio.ensure_future(reward.source.start(self._apps)) for reward in self._rewards]
+        try:
+            found = await asyncio.gather(*starting)
+        finally:
+            for task in starting:
+                task.cancel()
+        if problems := [Problem(f"rewards.{i}", wrong) for i, wrong in enumerate(found) if wrong]:
             raise UserError(problems)
 
-    def _served(self, source: _Source) -> ServedReward:
-        config = source.config
-        if isinstance(config, FunctionReward):
-            spec = read_function(function_file(config, self._base_dir), config.function, timeout_s=config.timeout_s)
-            return ServedReward(source.name, FunctionReplica, (spec, config.workers))
-        assert isinstance(config, ModelReward)
-        found = config.model_copy(update={"model": model_name(config.model, self._base_dir)})
-        return ServedReward(source.name, ModelReplica, (found,), replicas=config.replicas, gpus=config.gpus)
-
-    async def _answers(self, source: _Source, request: ScoreRequest) -> list[Answer]:
+    async def _answers(self, reward: _Reward, request: ScoreRequest) -> list[Answer]:
         n = len(request.completions)
-        if refusal := source.breaker.refusal():
+        if refusal := reward.breaker.refusal():
             return unscored(refusal, n)
         cause = ""
-        for attempt in range(source.config.retries + 1):
+        for attempt in range(reward.config.retries + 1):
             if attempt:
                 await asyncio.sleep(BACKOFF_S * 2 ** (attempt - 1))
             try:
-                answers = await self._ask(source, request)
+                answers = await self._ask(reward, request)
             except PassingError as error:
                 cause = str(error)
                 continue
             except Exception as error:  # noqa: BLE001 — the boundary to the rewards: recorded as the group's failure
                 cause = last_line(error)
                 break
-            source.breaker.succeeded()
+            reward.breaker.succeeded()
             return [_usable(answer) for answer in answers]
-        source.breaker.failed(cause)
+        reward.breaker.failed(cause)
         return unscored(cause, n)
 
-    async def _ask(self, source: _Source, request: ScoreRequest) -> list[Answer]:
-        assert source.ask is not None, "score before start"
-        calls = source.calls(len(request.completions))
-        source.waiting += calls
-        limit = source.limit_s()
+    async def _ask(self, reward: _Reward, request: ScoreRequest) -> list[Answer]:
+        calls = len(request.completions) if reward.source.pace.per_completion else 1
+        reward.waiting += calls
+        limit = reward.limit_s()
         try:
             async with asyncio.timeout(limit):
-                return await source.ask(request.prompt, request.completions)
+                return await reward.source.score(request)
         except TimeoutError:
             raise RewardError(f"no answer within {limit:g} s") from None
         finally:
-            source.waiting -= calls
+            reward.waiting -= calls
 
 
 def _usable(answer: Answer) -> Answer:

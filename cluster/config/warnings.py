@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from actors.config import LoraConfig
-from actors.rewards.config import ModelReward
 from cluster.config.run import RunConfig, run_schema
 from cluster.config.tree import get_path
 from trainers.errors import Problem
@@ -143,14 +142,14 @@ def _signal(config: RunConfig) -> Iterator[Problem]:
             if reward.weight != 0:
                 why = f"{algorithm.type} does not learn from rewards, and this one is monitored only"
                 yield Problem(f"rewards.{index}.weight", f"{reward.weight:g} has no effect: {why}; set 0 to say so")
-    elif algorithm.kl.coef == 0 and any(isinstance(r, ModelReward) and r.weight != 0 for r in config.rewards):
+    elif algorithm.kl.coef == 0 and any(r.learned_max_tokens is not None and r.weight != 0 for r in config.rewards):
         why = "nothing holds the policy back from what only the reward model likes"
         yield Problem("algorithm.kl.coef", f"0 beside a learned reward: {why}; set 0.05, or judge by rules only")
     longest = config.data.max_prompt_tokens + config.sampling.max_tokens
     for index, reward in enumerate(config.rewards):
-        if isinstance(reward, ModelReward) and reward.max_tokens < longest:
+        if (limit := reward.learned_max_tokens) is not None and limit < longest:
             why = f"prompt and answer may have {longest} tokens, and a longer chat has no score"
-            yield Problem(f"rewards.{index}.max_tokens", f"{reward.max_tokens} is short: {why}; set {longest} or more")
+            yield Problem(f"rewards.{index}.max_tokens", f"{limit} is short: {why}; set {longest} or more")
 
 
 def _clips(config: RunConfig) -> Iterator[Problem]:

@@ -18,7 +18,6 @@ from rich.text import Text
 
 from actors.modeling.policy_source import Origin, find_origin
 from actors.rewards.checks import validate_rewards
-from actors.rewards.config import FunctionReward, ModelReward
 from cluster.config.checks import cross_checks
 from cluster.config.run import RunConfig, problems_as_json
 from cluster.config.warnings import advise
@@ -206,10 +205,8 @@ def roles(config: RunConfig, *, gpus: bool) -> list[Role]:
         found.append(Role("teacher (engine)", 1, engine, 1, packed))
     for index, reward in enumerate(config.rewards):
         name = f"reward {reward.name or index}"
-        if isinstance(reward, ModelReward):
-            found.append(Role(f"{name} (model)", reward.replicas, reward.gpus, SCORER_CPUS, "any"))
-        elif isinstance(reward, FunctionReward):
-            found.append(Role(f"{name} (function)", 1, 0, SCORER_CPUS, "any"))
+        if (needed := reward.resources) is not None:
+            found.append(Role(f"{name} ({reward.type})", needed.replicas, needed.gpus, SCORER_CPUS, "any"))
     return found
 
 

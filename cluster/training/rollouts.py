@@ -67,7 +67,7 @@ class GroupProducer:
         seeds = [derive_seed(self._config.seed, "sample", id, i) for i in range(n)]
         completions = await self._write(token_prompt, seeds, writer, version)
         self.written_at = monotonic()
-        scores = await self._score(ScoreRequest(prompt=prompt, completions=tuple(c.text for c in completions)))
+        scores = await self._score(ScoreRequest(prompt=prompt, prompt_tokens=tokens, completions=completions))
         self._causes[id] = [f"{f.name}: {f.cause}" for f in scores.failures if f.name in self._trained]
         return Rollout(prompt=token_prompt, completions=completions, rewards=scores.rewards, reward=scores.reward)
 

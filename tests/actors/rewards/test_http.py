@@ -96,7 +96,7 @@ async def test_status_that_may_pass(judge: str, status: str) -> None:
         ("302", "status 302"),
         ("few", r"expected \{\"rewards\": \[2 numbers or null\]\}, found"),
         ("other", "expected"),
-        ("text", "the answer is no JSON: '<html>'"),
+        ("text", "the answer is not JSON: '<html>'"),
     ],
 )
 async def test_answers_that_will_not_get_better(judge: str, path: str, message: str) -> None:

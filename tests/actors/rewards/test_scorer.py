@@ -13,18 +13,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from pydantic import TypeAdapter
 from transformers import AutoModelForSequenceClassification
 
+from actors.messages import GroupScores, ScoreRequest
 from actors.rewards.config import RewardConfig
-from actors.rewards.scorer import GroupScores, Scorer, ScoreRequest
+from actors.rewards.scorer import Scorer
 from actors.runtime.actor_group import RoleError
 from tests.support.tiny_reward_models import make_reward_model, make_tokenizer
 from trainers.errors import UserError
-from trainers.types import Prompt
+from trainers.types import Completion, Prompt
 
 RULES = """
 import os, sys
@@ -47,7 +49,12 @@ def request_of(*completions: str) -> ScoreRequest:
     prompt = Prompt(
         messages=({"role": "user", "content": "2+2?"},), columns={"answer": "4"}, source="p.jsonl", line=7
     )  # fmt: skip
-    return ScoreRequest(prompt=prompt, completions=completions)
+    none = np.zeros(0, dtype=np.int32)
+    written = tuple(
+        Completion(tokens=none, logprobs=none.astype(np.float32), text=text, finish_reason="stop", policy_version=0)
+        for text in completions
+    )
+    return ScoreRequest(prompt=prompt, prompt_tokens=none, completions=written)
 
 
 def config_of(**fields: Any) -> RewardConfig:
