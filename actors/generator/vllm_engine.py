@@ -304,7 +304,7 @@ def _weight_args(spec: EngineSpec) -> dict[str, Any]:
     """How new weights come in: into the model itself, or as adapters on it."""
     if spec.adapter is None:
         return {
-            "worker_extension_cls": "actors.weights.vllm_transfer.WorkerExtension",
+            "worker_extension_cls": "actors.weights.vllm_transports.WorkerExtension",
             "weight_transfer_config": WeightTransferConfig(backend=f"rlhf_{spec.transport}"),
         }
     rank = spec.adapter.adapter_rank or 0

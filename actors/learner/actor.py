@@ -23,7 +23,8 @@ from torch import Tensor
 from actors.config import PolicyConfig
 from actors.messages import AnnotatedRows, LearnerSpec, UpdateOptions, UpdateReport
 from actors.runtime.actor_group import inner_deadline
-from actors.weights.transfer import GeneratorClient, ObjectStoreSender, Route, SentWeights, WeightSender
+from actors.weights.transfer import GeneratorClient, Route, SentWeights, WeightSender
+from actors.weights.transports import make_sender
 from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import ActorCritic, Mean, Need, Totals
 from trainers.algorithms.catalog import make_algorithm
@@ -71,14 +72,7 @@ class Learner:
         """Open the way over which `publish` sends."""
         client = GeneratorClient(generators, deadline_s=inner_deadline(route.deadline_s))
         source = self._models.policy.exported_weights()
-        if route.transport == "ray":
-            self._sender = ObjectStoreSender(source, client, rank=self._rank)
-            return
-        from actors.weights.vllm_transfer import (
-            VllmSender,  # importing vLLM takes ten seconds that "ray" can do without
-        )
-
-        self._sender = VllmSender(route, source, client, rank=self._rank)
+        self._sender = make_sender(route, source, client, rank=self._rank)
 
     def annotate(self, batches: Sequence[MicroBatch], needs: frozenset[Need]) -> list[AnnotatedRows]:
         """Log-probabilities of the policy as it is and of the reference, and the critic's values."""

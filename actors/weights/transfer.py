@@ -1,7 +1,7 @@
 """Weights on their way from learners to generators: what is sent, its digest, and the object-store transport.
 
 It knows torch and Ray, not vLLM (importing that takes a learner ten seconds that it can do without); the receiving
-side and the transports that vLLM brings (nccl, ipc) are in `vllm_transfer.py`.
+side and the transports that vLLM brings (nccl, ipc) are in `vllm_transports.py`, which exist in `transports.py`.
 
 A transfer is: `start` on every generator, chunks of whole tensors one after the other, `finish`. The sender keeps a
 digest of every tensor that it hands over, the receiver of every tensor that it loads; `compare_digests` names the
@@ -83,7 +83,7 @@ class WeightSender(Protocol):
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """A digest of a tensor's type, shape and bits, computed where the tensor lies.
+    """A digest of a tensor's type, shape and bits, computed on the tensor's device.
 
     Sum and position-weighted sum of the bits as integers modulo 2^64: any single changed element and any swap of
     two different ones changes it. It guards against faults, not against an attacker.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from actors.weights.transports import transport_problem
 from cluster.config.run import RunConfig
 from trainers.errors import Problem
 
@@ -73,8 +74,6 @@ def _adapter_problems(config: RunConfig) -> Iterator[Problem]:
                 f"ranks stay for the first {tinit} (tinit) and the last {tfinal} (tfinal) of {updates} optimizer "
                 "steps, so that none is left in which they fall; lower them, or train longer",
             )
-    if policy.train_type != "full" and config.sync.transport in ("nccl", "ipc"):
-        yield Problem("sync.transport", "an adapter travels through the object store; use auto or ray")
 
 
 def _engine_problems(config: RunConfig) -> Iterator[Problem]:
@@ -97,11 +96,9 @@ def _engine_problems(config: RunConfig) -> Iterator[Problem]:
         )
     if learners.offload == "optimizer" and learners.zero_stage == 0:
         yield Problem("learners.offload", "offload: optimizer requires learners.zero_stage: 1, 2 or 3")
-    transport = config.sync.transport
-    if transport == "nccl" and config.placement == "colocated":
-        yield Problem("sync.transport", "transport: nccl cannot connect two processes on one GPU; use ipc or auto")
-    if transport == "ipc" and config.placement == "split":
-        yield Problem("sync.transport", "transport: ipc requires placement: colocated (the same GPU); use nccl or auto")
+    adapter = config.policy.train_type != "full"
+    if wrong := transport_problem(config.sync.transport, placement=config.placement, adapter=adapter):
+        yield Problem("sync.transport", wrong)
     if config.placement == "colocated" and generators.tensor_parallel > 1:
         yield Problem(
             "generators.tensor_parallel", "placement: colocated requires tensor_parallel: 1; use 1, or placement: split"

@@ -30,6 +30,7 @@ from actors.runtime.gpu_sharing import ColocatedGpus, DedicatedGpus
 from actors.runtime.placement import reserve
 from actors.weights.synchronizer import Canaries, WeightSynchronizer
 from actors.weights.transfer import Route
+from actors.weights.transports import TRANSPORTS
 from cluster.training.driver import Data
 from cluster.training.recording import Recording
 from cluster.training.run_spec import CanarySpec, RunSpec
@@ -169,11 +170,11 @@ def launch_learners(spec: LearnerSpec, seats: Sequence[Seat]) -> ActorGroup:
 
 async def _route(spec: RunSpec, learners: ActorGroup) -> Route:
     deadline = spec.deadlines.sync
-    if spec.transport != "nccl":
+    if not TRANSPORTS[spec.transport].rendezvous:
         return Route(transport=spec.transport, deadline_s=deadline)
     host = await learners.one(0, "connect", lambda a: a.node_ip.remote(), deadline_s=deadline)
     port = await learners.one(0, "connect", lambda a: a.free_port.remote(), deadline_s=deadline)
-    return Route(transport="nccl", deadline_s=deadline, host=host, port=port, world_size=spec.transfer_world)
+    return Route(transport=spec.transport, deadline_s=deadline, host=host, port=port, world_size=spec.transfer_world)
 
 
 def canaries(spec: CanarySpec, data: Data) -> Canaries:

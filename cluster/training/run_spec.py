@@ -14,6 +14,7 @@ from actors.messages import EngineSpec, LearnerSpec
 from actors.modeling.policy_source import Origin
 from actors.rewards.config import RewardConfig
 from actors.runtime.layout import Deadlines, Layout, layout
+from actors.weights.transports import choose_transport
 from cluster.config.run import RunConfig
 from cluster.runs.directory import RunDirectory
 from trainers.adapter_folder import AdapterFolder
@@ -58,14 +59,15 @@ class RunSpec:
     deadlines: Deadlines
     place_s: float
     transport: Transport
-    transfer_world: int  # nccl: learner rank 0 and every worker of every generator
+    transfer_world: int  # of a rendezvous: learner rank 0 and every worker of every generator
 
 
 def derive_spec(config: RunConfig, origin: Origin, run: RunDirectory, *, gpus: bool) -> RunSpec:
     """The spec of a run whose models are all local; `origin`: what its policy begins as."""
     config = config.model_copy(update={"policy": origin.in_run(run.merged)})
     quantized = config.policy.train_type == "qlora"
-    transport = choose_transport(config, gpus=gpus)
+    adapter = config.policy.train_type != "full"
+    transport = choose_transport(config.sync.transport, placement=config.placement, gpus=gpus, adapter=adapter)
     deadlines = _deadlines(config)
     return RunSpec(
         run_id=run.path.name,
@@ -78,7 +80,7 @@ def derive_spec(config: RunConfig, origin: Origin, run: RunDirectory, *, gpus: b
             generators=config.generators,
             max_model_len=config.max_model_len,
             transport=transport,
-            adapter=None if config.policy.train_type == "full" else config.policy,
+            adapter=config.policy if adapter else None,
         ),
         teacher_engine=_teacher_engine(config) if config.serves_teacher else None,
         learner=_learner(config, origin),
@@ -97,17 +99,6 @@ def derive_spec(config: RunConfig, origin: Origin, run: RunDirectory, *, gpus: b
         transport=transport,
         transfer_world=1 + config.generators.replicas * config.generators.tensor_parallel,
     )
-
-
-def choose_transport(config: RunConfig, *, gpus: bool) -> Transport:
-    """How weights travel if the config leaves it open; an adapter is small enough for the object store."""
-    if config.policy.train_type != "full":
-        return "ray"
-    if config.sync.transport != "auto":
-        return config.sync.transport
-    if not gpus:
-        return "ray"
-    return "ipc" if config.placement == "colocated" else "nccl"
 
 
 def _teacher_engine(config: RunConfig) -> EngineSpec:

@@ -349,7 +349,7 @@ def test_what_may_be_a_hub_id_stays(tmp_path, written, is_path):
         (
             {"policy": {"model": "m", "train_type": "lora"}, "sync": {"transport": "nccl"}},
             "sync.transport",
-            "through the object store",
+            "cannot send an adapter",
         ),
         ({"learners": {"offload": "all"}}, "learners.offload", "offload: all requires learners.zero_stage: 3"),
         (
