@@ -13,6 +13,7 @@ import numpy as np
 from ray.util.placement_group import PlacementGroup
 
 from actors.config import GeneratorConfig
+from actors.generator.engine import engine_environment
 from actors.messages import GenerateRequest, TopLogprobsRequest
 from actors.runtime.actor_group import ActorGroup, Seat
 from actors.runtime.layout import ROLE_CPUS, Deadlines, Layout, cores
@@ -23,16 +24,9 @@ from trainers.types import Completion, Sample, TokenPrompt, TopLogprobs
 def generator_seats(
     plan: Layout, group: PlacementGroup, config: GeneratorConfig, logs: Path, *, teacher: bool = False
 ) -> list[Seat]:
-    """A seat for each replica (or for the teacher's engine), its threads set on purpose: they take turns on the cores
-    with the learners."""
-    threads = str(config.threads or cores())
-    env = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "OMP_NUM_THREADS": threads,
-    }
+    """A seat for each replica (or for the teacher's engine) with a fixed number of threads, since generators and
+    learners take turns on the cores."""
+    env = engine_environment(threads=config.threads or cores())
     role, bundles = ("teacher", plan.teacher) if teacher else ("generator", plan.generators)
     gpus = float(config.tensor_parallel) if teacher and plan.generator_gpus else plan.generator_gpus
     return [

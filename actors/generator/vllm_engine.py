@@ -35,8 +35,8 @@ _PREFILL_TOKENS = 8192  # of whole prompts in one engine step on the CPU
 _Command: TypeAlias = tuple[Callable[[], None], Sequence[Future[Any]]]  # and who waits for it
 
 
-class VllmEngine:
-    """A running engine. All methods may be called from any thread; results are futures.
+class _EngineThread:
+    """The thread that owns the engine. All methods may be called from any thread; results are futures.
 
     After an engine step has raised, every pending and later call fails with that exception; after `close` likewise.
     """
@@ -61,34 +61,6 @@ class VllmEngine:
         """Done when the engine is loaded; carries the exception where it could not be."""
         return self._ready
 
-    def draw(self, request: GenerateRequest) -> list[Future[Completion]]:
-        """Start writing a group, batched with whatever else the engine works on."""
-        futures: list[Future[Completion]] = [Future() for _ in request.seeds]
-
-        def add() -> None:
-            read = partial(_completion, version=self._policy_version)
-            for index, future in enumerate(futures):
-                params = sampling_params(request.sampling, seed=request.seeds[index])
-                self._add(f"{request.id}/{index}", request.prompt, params, _Asked(future, read))
-
-        self._submit(add, futures)
-        return futures
-
-    def teach(self, request: TopLogprobsRequest) -> Future[TopLogprobs]:
-        """Start reading a sequence. Its last token is not read but drawn, which tells what might stand there."""
-        future: Future[TopLogprobs] = Future()
-        k = request.top_k
-        params = SamplingParams(
-            temperature=1.0, max_tokens=1, logprobs=k, prompt_logprobs=k, output_kind=RequestOutputKind.FINAL_ONLY
-        )
-
-        def read(output: Any) -> TopLogprobs:
-            found = [*output.prompt_logprobs, output.outputs[0].logprobs[0]]
-            return _top([found[place] for place in request.places], k)
-
-        self._submit(lambda: self._add(request.id, request.tokens[:-1], params, _Asked(future, read)), [future])
-        return future
-
     def call(self, function: Callable[[Any], _T]) -> Future[_T]:
         """Run `function(engine)` between two engine steps."""
         future: Future[_T] = Future()
@@ -102,42 +74,9 @@ class VllmEngine:
         self._submit(run, [future])
         return future
 
-    def pause(self) -> Future[None]:
-        """Stop stepping; requests keep their place."""
-
-        def stop(engine: Any) -> None:
-            del engine
-            self._paused = True
-
-        return self.call(stop)
-
-    def resume(self, policy_version: int) -> Future[None]:
-        """Go on, with weights of that version; what was cached under older weights is forgotten."""
-
-        def go_on(engine: Any) -> None:
-            if not engine.reset_prefix_cache(reset_running_requests=True):
-                raise RuntimeError("vLLM kept key-value blocks of the old weights in its prefix cache")
-            self._policy_version = policy_version
-            self._paused = False
-
-        return self.call(go_on)
-
     def rpc(self, method: str, *args: Any) -> Future[list[Any]]:
         """Call a method on every worker of the engine, between two steps."""
         return self.call(lambda engine: cast("list[Any]", engine.collective_rpc(method, args=args)))
-
-    def use_adapter(self, id: int, directory: str) -> Future[None]:
-        """Write with the adapter in `directory` from now on, instead of the one before; `id` is used once only."""
-
-        def change(engine: Any) -> None:
-            adapter = LoRARequest(lora_name=f"policy-{id}", lora_int_id=id, lora_path=directory)
-            if not engine.add_lora(adapter):
-                raise RuntimeError(f"vLLM did not load adapter {id}")
-            if self._adapter is not None:
-                engine.remove_lora(self._adapter.lora_int_id)
-            self._adapter = adapter
-
-        return self.call(change)
 
     def close(self) -> None:
         """Stop the thread and the engine's workers."""
@@ -252,6 +191,99 @@ def _fail(futures: Sequence[Future[Any]], failure: BaseException) -> None:
     for future in futures:
         if not future.done():
             future.set_exception(failure)
+
+
+class VllmEngine(_EngineThread):
+    """Implements `engine.Engine`."""
+
+    def draw(self, request: GenerateRequest) -> list[Future[Completion]]:
+        """Start writing a group, batched with whatever else the engine works on."""
+        futures: list[Future[Completion]] = [Future() for _ in request.seeds]
+
+        def add() -> None:
+            read = partial(_completion, version=self._policy_version)
+            for index, future in enumerate(futures):
+                params = sampling_params(request.sampling, seed=request.seeds[index])
+                self._add(f"{request.id}/{index}", request.prompt, params, _Asked(future, read))
+
+        self._submit(add, futures)
+        return futures
+
+    def top_logprobs(self, request: TopLogprobsRequest) -> Future[TopLogprobs]:
+        """Start reading a sequence. Its last token is not read but drawn, which gives the alternatives to it."""
+        future: Future[TopLogprobs] = Future()
+        k = request.top_k
+        params = SamplingParams(
+            temperature=1.0, max_tokens=1, logprobs=k, prompt_logprobs=k, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+
+        def read(output: Any) -> TopLogprobs:
+            found = [*output.prompt_logprobs, output.outputs[0].logprobs[0]]
+            return _top([found[place] for place in request.places], k)
+
+        self._submit(lambda: self._add(request.id, request.tokens[:-1], params, _Asked(future, read)), [future])
+        return future
+
+    def pause(self) -> Future[None]:
+        """Stop stepping; requests keep their place."""
+
+        def stop(engine: Any) -> None:
+            del engine
+            self._paused = True
+
+        return self.call(stop)
+
+    def resume(self, policy_version: int) -> Future[None]:
+        """Continue, with weights of that version; what was cached under older weights is forgotten."""
+
+        def restart(engine: Any) -> None:
+            if not engine.reset_prefix_cache(reset_running_requests=True):
+                raise RuntimeError("vLLM kept key-value blocks of the old weights in its prefix cache")
+            self._policy_version = policy_version
+            self._paused = False
+
+        return self.call(restart)
+
+    def sleep(self) -> Future[None]:
+        """Leave the GPU: weights to host memory, key-value cache dropped."""
+        return self.call(lambda engine: engine.sleep(level=1))
+
+    def wake_up(self) -> Future[None]:
+        """Take the GPU back."""
+        return self.call(lambda engine: engine.wake_up())
+
+    def init_transfer(self, info: dict[str, Any]) -> Future[list[Any]]:
+        """Rendezvous with the sender of weights, if the transport has one."""
+        return self.rpc("init_weight_transfer_engine", info)
+
+    def start_update(self) -> Future[list[Any]]:
+        """Make ready for new weights of the complete model."""
+        return self.rpc("start_weight_update")
+
+    def load_weights(self, chunk: dict[str, Any]) -> Future[list[Any]]:
+        """Load one chunk of them."""
+        return self.rpc("update_weights", chunk)
+
+    def finish_update(self) -> Future[list[Any]]:
+        """Use the new weights from the next token on."""
+        return self.rpc("finish_weight_update")
+
+    def loaded_digests(self) -> Future[list[dict[str, str]]]:
+        """Digest by name of each tensor that the last update loaded, for each worker of the engine."""
+        return self.rpc("received_digests")
+
+    def use_adapter(self, id: int, directory: str) -> Future[None]:
+        """Write with the adapter in `directory` from now on, instead of the one before; `id` is used once only."""
+
+        def change(engine: Any) -> None:
+            adapter = LoRARequest(lora_name=f"policy-{id}", lora_int_id=id, lora_path=directory)
+            if not engine.add_lora(adapter):
+                raise RuntimeError(f"vLLM did not load adapter {id}")
+            if self._adapter is not None:
+                engine.remove_lora(self._adapter.lora_int_id)
+            self._adapter = adapter
+
+        return self.call(change)
 
 
 def sampling_params(sampling: SamplingConfig, *, seed: int) -> SamplingParams:

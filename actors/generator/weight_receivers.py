@@ -1,6 +1,6 @@
 """What a generator does with weights that arrive: load them into the model, or serve them as its adapter.
 
-It knows no vLLM, only the engine's methods. The names are those of `weights.GeneratorClient`.
+It knows the engine by its protocol only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from actors.runtime.scratch_folder import MEMORY, scratch_folder
 from actors.weights.transfer import tensor_digest, unpack_chunk
 
 if TYPE_CHECKING:
-    from actors.generator.vllm_engine import VllmEngine
+    from actors.generator.engine import Engine
 
 
 class Receiver(Protocol):
@@ -45,49 +45,45 @@ class Receiver(Protocol):
         ...
 
 
-def make_receiver(engine: VllmEngine, spec: EngineSpec) -> Receiver:
+def make_receiver(engine: Engine, spec: EngineSpec) -> Receiver:
     """What fits the policy's train type."""
     return ModelReceiver(engine) if spec.adapter is None else AdapterReceiver(engine, spec.adapter)
 
 
 class ModelReceiver:
-    """Loads whole weights through vLLM's weight-transfer engines (`vllm_weights.py`)."""
+    """Loads the complete model's weights, by the engine's side of the transport."""
 
-    def __init__(self, engine: VllmEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     async def init(self, info: dict[str, Any]) -> None:
         """See `Receiver`."""
-        await self._rpc("init_weight_transfer_engine", info)
+        await asyncio.wrap_future(self._engine.init_transfer(info))
 
     async def start(self) -> None:
         """See `Receiver`."""
-        await self._rpc("start_weight_update")
+        await asyncio.wrap_future(self._engine.start_update())
 
     async def update(self, chunk: dict[str, Any]) -> None:
         """See `Receiver`."""
-        await self._rpc("update_weights", chunk)
+        await asyncio.wrap_future(self._engine.load_weights(chunk))
 
     async def finish(self) -> None:
         """See `Receiver`."""
-        await self._rpc("finish_weight_update")
+        await asyncio.wrap_future(self._engine.finish_update())
 
     async def digests(self) -> list[dict[str, str]]:
         """See `Receiver`."""
-        found: list[dict[str, str]] = await self._rpc("received_digests")
-        return found
-
-    async def _rpc(self, method: str, *args: Any) -> list[Any]:
-        return await asyncio.wrap_future(self._engine.rpc(method, *args))
+        return await asyncio.wrap_future(self._engine.loaded_digests())
 
 
 class AdapterReceiver:
     """Keeps the base and serves each version of the adapter as a new one, read from files in memory.
 
-    A name is never used twice: vLLM would find what it cached under the old weights.
+    A name is never used twice: the engine would find what it cached under the old weights.
     """
 
-    def __init__(self, engine: VllmEngine, policy: PolicyConfig) -> None:
+    def __init__(self, engine: Engine, policy: PolicyConfig) -> None:
         self._engine = engine
         self._policy = policy
         self._version = 0
@@ -111,7 +107,7 @@ class AdapterReceiver:
         with scratch_folder("rlhf-adapter-", MEMORY) as directory:
             write_plain_adapter(directory, self._arrived, self._policy)
             self._arrived = {}
-            held = load_file(directory / "adapter_model.safetensors")  # what vLLM reads, not what we meant to write
+            held = load_file(directory / "adapter_model.safetensors")  # what the engine reads
             self._digests = {name: tensor_digest(tensor) for name, tensor in held.items()}
             await asyncio.wrap_future(self._engine.use_adapter(self._version, str(directory)))
 

@@ -64,7 +64,7 @@ def test_logprobs_are_those_of_the_tempered_distribution(plain: Engine, untied: 
 
 
 def teach(host: EngineHost, requests: Sequence[TopLogprobsRequest]) -> list[TopLogprobs]:
-    return tiny.results([host.engine.teach(request) for request in requests])
+    return tiny.results([host.engine.top_logprobs(request) for request in requests])
 
 
 def test_a_teacher_reports_its_likeliest_tokens(engine: Engine, untied: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_teacher_reports_its_likeliest_tokens(engine: Engine, untied: Path) ->
 
 def read_wrongly(host: EngineHost, good: TopLogprobsRequest) -> tuple[str, TopLogprobs]:
     bad = replace(good, id="bad", places=np.array([len(good.tokens) + 3]))
-    futures = [host.engine.teach(bad), host.engine.teach(good)]
+    futures = [host.engine.top_logprobs(bad), host.engine.top_logprobs(good)]
     failure = futures[0].exception(timeout=60)
     return type(failure).__name__, futures[1].result(timeout=60)
 
@@ -258,11 +258,11 @@ def test_a_pause_in_flight_changes_nothing_but_the_version(plain: Engine) -> Non
 def transfer(host: EngineHost, chunks: Sequence[dict[str, Any]], version: int) -> list[dict[str, str]]:
     engine, host.changed = host.engine, True
     engine.pause().result(timeout=60)
-    engine.rpc("start_weight_update").result(timeout=60)
+    engine.start_update().result(timeout=60)
     for chunk in chunks:
-        engine.rpc("update_weights", chunk).result(timeout=60)
-    engine.rpc("finish_weight_update").result(timeout=60)
-    received: list[dict[str, str]] = engine.rpc("received_digests").result(timeout=60)
+        engine.load_weights(chunk).result(timeout=60)
+    engine.finish_update().result(timeout=60)
+    received: list[dict[str, str]] = engine.loaded_digests().result(timeout=60)
     engine.resume(version).result(timeout=60)
     return received
 
