@@ -134,6 +134,12 @@ class LearnerConfig(Config):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of one rank; null = this machine's cores divided by the ranks on it."""
 
+    @property
+    def data_parallel_size(self) -> int:
+        """How many shares a step's samples are cut into. Ranks that hold parts of one model get the same share; today
+        every rank has a share of its own."""
+        return self.workers
+
 
 class SyncConfig(Config):
     """The proof that generators hold what the learners trained."""

@@ -43,7 +43,16 @@ def learner_seats(plan: Layout, group: PlacementGroup, config: LearnerConfig, lo
 class LearnerGroup:
     """Implements `protocols.Learners`."""
 
-    def __init__(self, actors: ActorGroup, train: TrainConfig, deadlines: Deadlines) -> None:
+    def __init__(
+        self, actors: ActorGroup, train: TrainConfig, deadlines: Deadlines, *, data_parallel_size: int | None = None
+    ) -> None:
+        """`data_parallel_size` divides the number of ranks; None: each rank has samples of its own. Ranks that follow
+        each other share them."""
+        ranks = len(actors.actors)
+        self._shares = ranks if data_parallel_size is None else data_parallel_size
+        if ranks % self._shares:
+            raise ValueError(f"{ranks} ranks cannot share {self._shares} parts of the samples evenly")
+        self._ranks_per_share = ranks // self._shares
         self.actors = actors
         self._train = train
         self._deadlines = deadlines
@@ -66,14 +75,16 @@ class LearnerGroup:
         """See `protocols.Learners`."""
         if not needs - {"divergence"}:
             return [AnnotatedSample(sample=s) for s in samples]
-        shards = pack_samples(samples, shards=len(self.actors.actors), max_tokens=self._train.max_tokens_per_microbatch)
+        shards = pack_samples(samples, shards=self._shares, max_tokens=self._train.max_tokens_per_microbatch)
         results: list[list[AnnotatedRows]] = await self.actors.each(
-            "annotate", lambda a, rank: a.annotate.remote(shards[rank], needs), deadline_s=self._deadlines.update
+            "annotate",
+            lambda a, rank: a.annotate.remote(shards[self._share(rank)], needs),
+            deadline_s=self._deadlines.update,
         )
         found: dict[str, list[Float32Array | None]] = {
             name: [None] * len(samples) for name in ("old_logprobs", "ref_logprobs", "values")
         }
-        for batches, rows in zip(shards, results, strict=True):
+        for batches, rows in zip(shards, results[:: self._ranks_per_share], strict=True):
             for name, into in found.items():
                 if name in needs:
                     unpack_rows(batches, [getattr(r, name) for r in rows], into)
@@ -88,14 +99,19 @@ class LearnerGroup:
             samples,
             updates=self._train.updates_per_step,
             epochs=self._train.epochs_per_step,
-            shards=len(self.actors.actors),
+            shards=self._shares,
             max_tokens=self._train.max_tokens_per_microbatch,
             seed=seed,
         )
         reports: list[UpdateReport] = await self.actors.each(
-            "update", lambda a, rank: a.update.remote(shards[rank], order), deadline_s=self._deadlines.update
+            "update",
+            lambda a, rank: a.update.remote(shards[self._share(rank)], order),
+            deadline_s=self._deadlines.update,
         )
-        return _merge(reports, samples)
+        return _merge(reports[:: self._ranks_per_share], samples)
+
+    def _share(self, rank: int) -> int:
+        return rank // self._ranks_per_share
 
     async def write_base(self, directory: str) -> None:
         """The quantized base, de-quantized, for the generators to serve."""

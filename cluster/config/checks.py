@@ -22,7 +22,7 @@ def cross_checks(config: RunConfig) -> list[Problem]:
 def _batch_problems(config: RunConfig) -> Iterator[Problem]:
     train, n = config.train, config.sampling.n
     samples = train.prompts_per_step * n
-    if samples < config.learners.workers:
+    if samples < config.learners.data_parallel_size:
         yield Problem(
             "learners.workers",
             f"{config.learners.workers} ranks, but a step has only {samples} samples (train.prompts_per_step × "

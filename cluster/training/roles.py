@@ -139,8 +139,14 @@ async def open_roles(
             seats = generator_seats(spec.layout, group, engine_of_teacher.generators, spec.logs, teacher=True)
             teacher = GeneratorGroup(launch_generators("teacher", engine_of_teacher, seats), spec.deadlines)
             stack.callback(teacher.actors.kill)
-        seats = learner_seats(spec.layout, group, spec.learner.learners, spec.logs)
-        learners = LearnerGroup(launch_learners(spec.learner, seats), spec.learner.train, spec.deadlines)
+        ranks = spec.learner.learners
+        seats = learner_seats(spec.layout, group, ranks, spec.logs)
+        learners = LearnerGroup(
+            launch_learners(spec.learner, seats),
+            spec.learner.train,
+            spec.deadlines,
+            data_parallel_size=ranks.data_parallel_size,
+        )
         stack.callback(learners.actors.kill)
         scorer = Scorer(spec.rewards, base_dir=Path.cwd(), run_id=spec.run_id)
         stack.push_async_callback(scorer.close, end_service=not own_cluster)
