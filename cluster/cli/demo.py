@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from cluster.config.run import load_config
 from cluster.planning.plan import find_problems
 from cluster.runs.directory import RunDirectory
-from cluster.runs.recorder import read_metrics
+from cluster.runs.metrics_jsonl import read_metrics
 from cluster.training.launch import DONE, Outcome, train
 from trainers.arithmetic import write_prompts
 from trainers.errors import Problem, UserError

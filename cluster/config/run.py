@@ -54,6 +54,11 @@ class LoggingConfig(Config):
     samples_every: int = Field(default=1, ge=0)
     """Steps between Parquet files that hold every sample of a step; 0 = none."""
 
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        """The names of the metrics sinks; everything else reads `metrics.jsonl`."""
+        return ("jsonl", "tensorboard") if self.tensorboard else ("jsonl",)
+
 
 class TimeoutsConfig(Config):
     """Deadlines: a phase that takes longer ends the run with the phase's name, instead of a hang."""

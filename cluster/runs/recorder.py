@@ -1,7 +1,7 @@
-"""What a run reports while it trains: `metrics.jsonl`, TensorBoard scalars, and every rollout as Parquet.
+"""What a run records: the metrics of each step, in every sink that is configured, and every rollout as Parquet.
 
-It knows the data types of `trainers` and the run's files; TensorBoard (and torch with it) is imported when the first
-step is recorded, if it is wanted. After a resume the files are those of a run that was never interrupted.
+It knows the data types of `trainers` and the protocol of a metrics sink. After a resume the files are those of a run
+that was never interrupted.
 """
 
 from __future__ import annotations
@@ -9,28 +9,22 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.runs.atomic_files import RunDirectoryError, explained, fsync, remove_temporaries, replacing, write_atomic
-from cluster.runs.daemon_threads import start
+from cluster.runs.atomic_files import explained, remove_temporaries, replacing
+from cluster.runs.metrics_sinks import make_sinks
 from trainers.types import FinishReason, Float32Array, Int32Array, Rollout, to_samples
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 logger = logging.getLogger(__name__)
-
-_CLOSE_S = 60.0
 
 _ROLLOUT_FILE: Final = re.compile(r"(?:step|eval)-(\d{6,})\.parquet")
 _SCHEMA: Final = pa.schema(
@@ -119,12 +113,9 @@ def _of_completion(rollout: Rollout, values: Float32Array | None) -> Float32Arra
 class Recorder:
     """Writes a run's metrics and rollouts, durably, one step after the other. Raises `RunDirectoryError`."""
 
-    def __init__(self, directory: Path, *, tensorboard: bool = True) -> None:
-        self._metrics = directory / "metrics.jsonl"
+    def __init__(self, directory: Path, *, sinks: Sequence[str] = ("jsonl",)) -> None:
         self._rollouts = directory / "rollouts"
-        self._tensorboard = directory / "tensorboard" if tensorboard else None
-        self._writer: SummaryWriter | None = None
-        self._resumed_at: int | None = None
+        self._sinks = make_sinks(sinks, directory)
 
     def __enter__(self) -> Recorder:
         return self
@@ -135,17 +126,16 @@ class Recorder:
         self.close()
 
     def step(self, metrics: Mapping[str, float]) -> None:
-        """Appends one line to `metrics.jsonl`, keys in the given order, and the scalars to TensorBoard.
+        """Writes the metrics of a step to every sink, keys in the given order.
 
-        `metrics["step"]` is the step's number. A number that JSON does not have (NaN, infinity) becomes null, and
-        is logged. The line is on the disk when this returns, or not in the file at all.
+        `metrics["step"]` is the step's number. A number that is not finite (NaN, infinity) becomes None, and is logged.
         """
         step = int(metrics["step"])
         values = {key: _number(value) for key, value in metrics.items()}
         if absent := [key for key, value in values.items() if value is None]:
             logger.warning("step %d: not finite, written as null: %s", step, ", ".join(absent))
-        self._append(json.dumps(values, allow_nan=False, ensure_ascii=False).encode() + b"\n")
-        self._scalars(step, values)
+        for sink in self._sinks:
+            sink.write(step, values)
 
     def rollouts(self, step: int, rows: Sequence[RolloutRow], *, kind: Literal["step", "eval"] = "step") -> Path:
         """Writes samples to `rollouts/step-000001.parquet` (an evaluation's to `eval-…`), complete or not at all."""
@@ -158,18 +148,13 @@ class Recorder:
         return path
 
     def truncate_after(self, step: int) -> None:
-        """Cuts what was recorded after `step`, from which a run resumes (below 0: all of it).
+        """Removes what was recorded after `step`, from which a run resumes (below 0: all of it).
 
-        A last line that a kill tore is cut too. Call it before the first `step`. Logs where the metrics end
-        before `step`: they were removed or damaged by something else.
+        Call it before the first `step`. A sink logs if its metrics end before `step`: they were removed or damaged by
+        something else.
         """
-        assert self._writer is None, "truncate_after comes before the first step"
-        self._resumed_at = step
-        kept = [line for line in _complete_lines(self._metrics) if line[0] <= step]
-        if self._metrics.exists():
-            write_atomic(self._metrics, b"".join(raw for _, raw in kept))
-        if step > 0 and (not kept or kept[-1][0] != step):
-            logger.warning("%s ends before step %d, from which the run resumes", self._metrics, step)
+        for sink in self._sinks:
+            sink.truncate_after(step)
         if self._rollouts.is_dir():
             remove_temporaries(self._rollouts)
             for path in self._rollouts.iterdir():
@@ -179,87 +164,16 @@ class Recorder:
                         path.unlink()
 
     def close(self) -> None:
-        """Ends the TensorBoard file; metrics and rollouts are on the disk already."""
-        if self._writer is not None:
-            try:
-                start(self._writer.close).result(timeout=_CLOSE_S)
-            except TimeoutError:
-                logger.warning("%s was not closed within %g s; is its file system hung?", self._tensorboard, _CLOSE_S)
-            self._writer = None
-
-    def _append(self, line: bytes) -> None:
-        with explained(self._metrics):
-            created = not self._metrics.exists()
-            descriptor = os.open(self._metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                size = os.fstat(descriptor).st_size
-                try:
-                    _write_all(descriptor, line)
-                    os.fsync(descriptor)
-                except OSError:
-                    os.ftruncate(descriptor, size)
-                    raise
-            finally:
-                os.close(descriptor)
-            if created:
-                fsync(self._metrics.parent)
-
-    def _scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        if self._tensorboard is None:
-            return
-        with explained(self._tensorboard):
-            if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter
-
-                # TensorBoard hides what an earlier file of the run holds from purge_step on.
-                purge_step = None if self._resumed_at is None else self._resumed_at + 1
-                self._writer = SummaryWriter(str(self._tensorboard), purge_step=purge_step)
-            for key, value in values.items():
-                if key not in ("step", "time") and value is not None:
-                    self._writer.add_scalar(key, value, step)
-            self._writer.flush()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The steps in a `metrics.jsonl`, in order; a last line that is still being written, or was torn, is left out.
-
-    Raises `RunDirectoryError` naming the line if another one is not a step. A missing file has no steps.
-
-    >>> read_metrics(Path("nowhere/metrics.jsonl"))
-    []
-    """
-    return [json.loads(raw) for _, raw in _complete_lines(path)]
-
-
-def _complete_lines(path: Path) -> list[tuple[int, bytes]]:
-    """(step, line with its end) of every complete line."""
-    if not path.exists():
-        return []
-    with explained(path):
-        lines = path.read_bytes().splitlines(keepends=True)
-    found = []
-    for number, raw in enumerate(lines, start=1):
-        if not raw.endswith(b"\n"):
-            continue  # the last one
-        try:
-            found.append((int(json.loads(raw)["step"]), raw))
-        except (ValueError, TypeError, KeyError) as error:
-            message = f"{path}, line {number}: not a step's metrics ({error}); remove the line, or restore the file"
-            raise RunDirectoryError(message) from error
-    return found
+        """Closes the sinks; rollouts are on the disk already."""
+        for sink in self._sinks:
+            sink.close()
 
 
 def _number(value: Any) -> float | None:
-    """The number as JSON has it, integers kept; None where it is not finite."""
+    """The number as JSON has it, integers kept; None if it is not finite."""
     number = int(value) if isinstance(value, Integral) else float(value)
     return number if math.isfinite(number) else None
 
 
 def _cell(value: Any) -> Any:
     return list(value.items()) if isinstance(value, Mapping) else value
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]

@@ -14,7 +14,7 @@ from cluster.runs.adalora_ranks import RankTable, read_ranks
 from cluster.runs.atomic_files import RunDirectoryError
 from cluster.runs.checkpoint import checkpoint_steps
 from cluster.runs.directory import RunDirectory, RunRecord
-from cluster.runs.recorder import read_metrics
+from cluster.runs.metrics_jsonl import read_metrics
 from trainers.errors import Problem, UserError
 
 

@@ -240,7 +240,7 @@ async def _run(
     progress.phase("start roles")
     gpus = ray.cluster_resources().get("GPU", 0) > 0
     spec = derive_spec(config, find_origin(config.policy), run, gpus=gpus)
-    with Recorder(run.path, tensorboard=config.logging.tensorboard) as recorder:
+    with Recorder(run.path, sinks=config.logging.sinks) as recorder:
         async with open_roles(spec, data, progress=progress, own_cluster=own_cluster) as roles:
             driver = Driver(
                 config,

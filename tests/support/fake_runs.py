@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from actors.fakes import Event, FakeScorer, World, fake_roles
 from cluster.config.run import RunConfig, parse_config
 from cluster.runs.checkpoint import CheckpointStore, DriverState
-from cluster.runs.recorder import Recorder, read_metrics
+from cluster.runs.metrics_jsonl import read_metrics
+from cluster.runs.recorder import Recorder
 from cluster.training.driver import Data, Driver, Sinks
 from trainers.algorithms.catalog import make_algorithm
 from trainers.data.reader import open_prompts
@@ -90,7 +91,7 @@ class Run:
             eval_prompts=[prompts[i] for i in range(evaluate)],
             encoder=Encoder(),
         )
-        self.recorder = Recorder(directory, tensorboard=False)
+        self.recorder = Recorder(directory)
         self.checkpoints = CheckpointStore(directory / "checkpoints", config.checkpoint.keep)
         self.driver = Driver(
             config,

@@ -47,7 +47,7 @@ def make_run(folder: Path, train_type: str, *, dtype: str = "float32", targets: 
     config = parse_config(tree)
     run = RunDirectory.create(folder / "runs", "demo", config)
     write_result(run, config)
-    with Recorder(run.path, tensorboard=False) as recorder:
+    with Recorder(run.path) as recorder:
         for step in (2, 6):
             recorder.rollouts(step, [row(step, group, seed) for group in range(3) for seed in (0, 1)])
     run.update(state="succeeded", step=6)
@@ -192,7 +192,7 @@ def test_without_rollouts_nothing_is_claimed(tmp_path: Path) -> None:
 
 def test_it_is_measured_on_one_sample_of_each_group_of_the_last_step(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    with Recorder(run.path, tensorboard=False) as recorder:
+    with Recorder(run.path) as recorder:
         for step in (999_999, 1_000_000):
             recorder.rollouts(step, [row(step, group, seed) for group in (4, 2) for seed in (0, 1)])
     expected = [np.random.default_rng([1_000_000, group, 0]).integers(3, 250, 12) for group in (4, 2)]

@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.runs.atomic_files import RunDirectoryError
-from cluster.runs.recorder import Recorder, RolloutRow, read_metrics, rollout_rows
+from cluster.runs.metrics_jsonl import read_metrics
+from cluster.runs.recorder import Recorder, RolloutRow, rollout_rows
 from trainers.types import Completion, Prompt, Rollout, TokenPrompt
 
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> Recorder:
-    return Recorder(tmp_path, tensorboard=False)
+    return Recorder(tmp_path)
 
 
 def rollout(number: int, rewards: tuple[float | None, ...]) -> Rollout:
@@ -197,12 +198,12 @@ def test_after_a_resume_the_files_are_those_of_an_uninterrupted_run(tmp_path: Pa
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
-    record(Recorder(whole, tensorboard=False), range(1, 7))
-    record(Recorder(cut, tensorboard=False), range(1, 6))
+    record(Recorder(whole), range(1, 7))
+    record(Recorder(cut), range(1, 6))
     with (cut / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 6, "rewa')
     (cut / "rollouts" / ".step-000006.parquet.0a1b2c3d.tmp").write_bytes(b"PAR1")
-    resumed = Recorder(cut, tensorboard=False)
+    resumed = Recorder(cut)
     resumed.truncate_after(3)
     assert [line["step"] for line in read_metrics(cut / "metrics.jsonl")] == [1, 2, 3]
     record(resumed, range(4, 7))
@@ -247,10 +248,10 @@ def test_a_resume_does_not_cut_a_file_that_is_damaged(recorder: Recorder, tmp_pa
 def test_tensorboard_shows_the_resumed_run_once(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with Recorder(tmp_path) as first:
+    with Recorder(tmp_path, sinks=("jsonl", "tensorboard")) as first:
         for step in (1, 2, 3):
             first.step({"step": step, "time": 1e9, "reward/mean": 0.25 * step, "kl/mean": math.nan})
-    with Recorder(tmp_path) as second:
+    with Recorder(tmp_path, sinks=("jsonl", "tensorboard")) as second:
         second.truncate_after(1)
         for step in (2, 3):
             second.step({"step": step, "reward/mean": -1.0})
@@ -264,7 +265,7 @@ def test_without_tensorboard_no_torch_is_imported(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
         "import cluster.runs.directory; from cluster.runs.recorder import Recorder\n"
-        f"Recorder(Path({str(tmp_path)!r}), tensorboard=False).step({{'step': 1}})\n"
+        f"Recorder(Path({str(tmp_path)!r})).step({{'step': 1}})\n"
         "print(sorted({'torch', 'ray', 'vllm', 'deepspeed'} & sys.modules.keys()))"
     )
     root = Path(__file__).parents[3]

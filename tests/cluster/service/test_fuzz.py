@@ -51,7 +51,7 @@ def furnished(tmp_path: Path) -> Settings:
     run.path.rename(root / RUN)
     run = RunDirectory(root / RUN)
     run.update(state="succeeded")
-    recorder = Recorder(run.path, tensorboard=False)
+    recorder = Recorder(run.path)
     recorder.step({"step": 1, "time": 1.0, "reward/mean": 0.5})
     recorder.rollouts(1, [])
     (run.logs / "driver.log").write_text("a line\n")

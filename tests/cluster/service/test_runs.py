@@ -203,7 +203,7 @@ def test_metrics_are_read_on_and_read_again_after_a_resume(tmp_path: Path) -> No
     with path.open("a") as file:
         file.write('ep": 3}\n')
     assert [row["step"] for row in reader.read(path)] == [1, 2, 3]
-    Recorder(tmp_path, tensorboard=False).truncate_after(1)
+    Recorder(tmp_path).truncate_after(1)
     assert [row["step"] for row in reader.read(path)] == [1]
     path.unlink()
     assert reader.read(path) == []
@@ -269,7 +269,7 @@ def row(step: int, sample: str, group: int, **more: Any) -> RolloutRow:
 @pytest.fixture
 def sampled(make_run: MakeRun) -> str:
     run = make_run()
-    recorder = Recorder(run.path, tensorboard=False)
+    recorder = Recorder(run.path)
     recorder.rollouts(1, [row(1, "old", 0)])
     reference = np.array([-0.75, -0.5, -0.25], np.float32)
     recorder.rollouts(
@@ -349,7 +349,7 @@ def test_pieces_join_to_the_text_also_where_a_character_is_many_tokens(
     run = make_run(policy={"model": str(folder)})
     row_of = row(1, "x", 0, completion=text)
     sample = replace(row_of, tokens=ids, logprobs=np.zeros(len(ids), np.float32))
-    Recorder(run.path, tensorboard=False).rollouts(1, [sample])
+    Recorder(run.path).rollouts(1, [sample])
     found = client.get(f"/api/v1/runs/{run.path.name}/samples/tokens", params={"step": 1, "sample": "x"}).json()
     assert found["pieces"] == ["a", " ", "g", "r", "", "ö", "", "ß", " ", "", "", "", "😀", "!"]
 
