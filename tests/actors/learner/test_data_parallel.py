@@ -10,7 +10,8 @@ import pytest
 
 from actors.learner.group import LearnerGroup
 from actors.messages import AnnotatedRows, UpdateOptions, UpdateReport
-from actors.runtime.actor_group import ActorGroup, Deadlines
+from actors.runtime.actor_group import ActorGroup
+from actors.runtime.layout import Deadlines
 from trainers.algorithms.base import Mean
 from trainers.config import TrainConfig
 from trainers.packing import MicroBatch, OptimizerStep

@@ -37,7 +37,7 @@ def record(folder: Path, step: int) -> None:
         )
         for index in range(SAMPLES)
     ]
-    with Recorder(folder, tensorboard=False) as recorder:
+    with Recorder(folder) as recorder:
         recorder.rollouts(step, rows)
 
 
