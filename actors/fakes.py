@@ -15,7 +15,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from actors.messages import GroupScores, Proof, ScoreFailure, ScoreRequest, StepReport, UpdateOptions, UpdateReport
 from actors.protocols import Roles
-from trainers.algorithms.base import Algorithm, Mean, Need, PolicyTokens, Totals
+from trainers.algorithms.base import ActorCritic, Algorithm, Mean, Need, PolicyTokens, Totals, ValueTokens
 from trainers.config import SamplingConfig, TrainConfig
 from trainers.packing import MicroBatch, OptimizerStep, pack_updates
 from trainers.rewards import RunningNormalizer
@@ -108,7 +108,10 @@ class FakeGenerators:
 
 
 class FakeLearners:
-    """Implements `protocols.Learners`: one rank, gradient descent with momentum on the one weight."""
+    """Implements `protocols.Learners`: one rank, gradient descent with momentum on the one weight.
+
+    An algorithm that needs values gets a critic of one number, the value of every state, that learns by plain descent.
+    """
 
     def __init__(self, world: World, algorithm: Algorithm, *, train: TrainConfig, sampling: SamplingConfig) -> None:
         self._world = world
@@ -117,6 +120,7 @@ class FakeLearners:
         self._sampling = sampling
         self._reference = world.weight
         self._velocity = 0.0
+        self.value = 0.0
         self._optimizer_steps = 0
         self.seeds: list[tuple[int, ...]] = []  # of each update
 
@@ -128,6 +132,7 @@ class FakeLearners:
                 sample=s,
                 old_logprobs=self._logprobs(s, self._world.weight) if "old_logprobs" in needs else None,
                 ref_logprobs=self._logprobs(s, self._reference) if "ref_logprobs" in needs else None,
+                values=np.where(s.mask, np.float32(self.value), np.float32(0)) if "values" in needs else None,
             )
             for s in samples
         ]
@@ -160,14 +165,19 @@ class FakeLearners:
     async def save(self, directory: str) -> None:
         """See `protocols.Learners`."""
         await self._world.tell("save", Path(directory).name)
-        state = {"weight": self._world.weight, "velocity": self._velocity, "optimizer_steps": self._optimizer_steps}
+        state = {
+            "weight": self._world.weight,
+            "velocity": self._velocity,
+            "value": self.value,
+            "optimizer_steps": self._optimizer_steps,
+        }
         _write(directory, _STATE, state)
 
     async def load(self, directory: str) -> None:
         """See `protocols.Learners`."""
         await self._world.tell("load", Path(directory).name)
         state = _read(directory, _STATE)
-        self._world.weight, self._velocity = state["weight"], state["velocity"]
+        self._world.weight, self._velocity, self.value = state["weight"], state["velocity"], state["value"]
         self._optimizer_steps = state["optimizer_steps"]
 
     async def export(self, directory: str) -> None:
@@ -184,6 +194,7 @@ class FakeLearners:
         self, step: OptimizerStep, kl_coef: float, report: UpdateReport, *, at_rollout_weights: bool
     ) -> None:
         weight = torch.tensor(self._world.weight, dtype=torch.float64, requires_grad=True)
+        value = torch.tensor(self.value, dtype=torch.float64, requires_grad=True)
         totals = Totals(tokens=step.total_tokens, sequences=step.total_sequences, max_tokens=self._sampling.max_tokens)
         loss = 0.0
         for batch in step.micro_batches:
@@ -193,6 +204,10 @@ class FakeLearners:
             loss += float(output.loss.detach())
             for name, mean in output.metrics.items():
                 report.add(name, mean)
+            if "values" in self._algorithm.needs:
+                judged = cast("ActorCritic", self._algorithm).value_loss(_value_view(batch, value), totals=totals)
+                judged.loss.backward()
+                report.add_all(judged.metrics)
             if at_rollout_weights:
                 _note_gap(report, view, batch)
         assert weight.grad is not None
@@ -201,6 +216,8 @@ class FakeLearners:
         report.losses.append(loss)
         report.grad_norms.append(abs(float(weight.grad)))
         self._world.weight -= report.learning_rate * self._velocity
+        if value.grad is not None:
+            self.value -= report.learning_rate * float(value.grad)
         self._optimizer_steps += 1
 
     def _view(self, batch: MicroBatch, weight: Tensor) -> PolicyTokens:
@@ -238,6 +255,19 @@ def _write(directory: str, name: str, state: dict[str, Any]) -> None:
 def _read(directory: str, name: str) -> dict[str, Any]:
     state: dict[str, Any] = json.loads(Path(directory, name).read_text())
     return state
+
+
+def _value_view(batch: MicroBatch, value: Tensor) -> ValueTokens:
+    mask = torch.from_numpy(batch.mask)
+    assert batch.old_values is not None
+    assert batch.returns is not None
+    return ValueTokens(
+        values=torch.where(mask, value, 0.0).float(),
+        old_values=torch.from_numpy(batch.old_values),
+        returns=torch.from_numpy(batch.returns),
+        mask=mask,
+        sequence_ids=torch.arange(len(mask))[:, None].expand_as(mask),
+    )
 
 
 def _note_gap(report: UpdateReport, view: PolicyTokens, batch: MicroBatch) -> None:

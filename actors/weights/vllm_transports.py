@@ -46,7 +46,7 @@ class _Recorder:
             yield name, tensor
 
 
-class _Proved:
+class Proved:
     """Mixed into a receiving engine: keeps what was received, and repairs what a CPU reload leaves stale."""
 
     model: Any
@@ -56,10 +56,12 @@ class _Proved:
         self.received: dict[str, str] = {}
 
     def start_weight_update(self) -> None:
+        """See `WeightTransferEngine`."""
         self.received = {}
         super().start_weight_update()  # type: ignore[misc]
 
     def receive_weights(self, update_info: Any) -> None:
+        """See `WeightTransferEngine`; every tensor is digested as the model loads it."""
         model = self.model
         self.model = _Recorder(model, self.received)
         try:
@@ -68,6 +70,7 @@ class _Proved:
             self.model = model
 
     def finish_weight_update(self) -> None:
+        """See `WeightTransferEngine`."""
         super().finish_weight_update()  # type: ignore[misc]
         if current_platform.is_cpu():
             repack_embeddings(self.model)
@@ -95,38 +98,42 @@ class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
     buffers: list[np.ndarray[Any, Any]]
 
 
-class _ObjectStoreTransfer(WeightTransferEngine):
+class ObjectStoreTransfer(WeightTransferEngine):
     """Receives whole tensors as bytes in the update call itself."""
 
     init_info_cls = ObjectStoreInitInfo
     update_info_cls = ObjectStoreUpdateInfo
 
     def init_transfer_engine(self, init_info: ObjectStoreInitInfo) -> None:
+        """See `WeightTransferEngine`."""
         del init_info
 
     def start_weight_update(self) -> None:
+        """See `WeightTransferEngine`."""
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
+        """See `WeightTransferEngine`."""
         chunk = unpack_chunk(update_info.names, update_info.dtype_names, update_info.shapes, update_info.buffers)
         self.model.load_weights((name, tensor.to(self.device)) for name, tensor in chunk)
 
     def finish_weight_update(self) -> None:
+        """See `WeightTransferEngine`."""
         finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
         """Nothing is held."""
 
 
-class ObjectStoreEngine(_Proved, _ObjectStoreTransfer):
+class ObjectStoreEngine(Proved, ObjectStoreTransfer):
     """Receives through Ray's object store."""
 
 
-class NCCLEngine(_Proved, NCCLWeightTransferEngine):
+class NCCLEngine(Proved, NCCLWeightTransferEngine):
     """Receives by NCCL broadcast from learner rank 0."""
 
 
-class IPCEngine(_Proved, IPCWeightTransferEngine):
+class IPCEngine(Proved, IPCWeightTransferEngine):
     """Receives through CUDA memory shared by a learner on the same GPU."""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from actors.fakes import Event, FakeScorer, World, fake_roles
+from actors.protocols import Scorer
 from cluster.config.run import RunConfig, parse_config
 from cluster.runs.checkpoint import CheckpointStore, DriverState
 from cluster.runs.metrics_jsonl import read_metrics
@@ -78,20 +79,29 @@ class Silent:
 class Run:
     """One process's life of a run in `directory`: a fresh world, and whatever the disk holds."""
 
-    def __init__(self, directory: Path, config: RunConfig, *, evaluate: int = 0, normalize: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: RunConfig,
+        *,
+        evaluate: int = 0,
+        normalize: bool = False,
+        scorer: Scorer | None = None,
+        sinks: Sequence[str] = ("jsonl",),
+    ) -> None:
+        """`scorer` instead of the fake one."""
         self.directory, self.world, self.progress = directory, World(weight=0.1), Silent()
         algorithm = make_algorithm(config.algorithm, config.train)
         self.scorer = FakeScorer(self.world, normalize=normalize)
-        self.roles = replace(
-            fake_roles(self.world, algorithm, train=config.train, sampling=config.sampling), scorer=self.scorer
-        )
+        fakes = fake_roles(self.world, algorithm, train=config.train, sampling=config.sampling)
+        self.roles = replace(fakes, scorer=scorer or self.scorer)
         prompts = open_prompts(config.data.prompts)
         data = Data(
             stream=PromptStream(prompts, seed=config.seed),
             eval_prompts=[prompts[i] for i in range(evaluate)],
             encoder=Encoder(),
         )
-        self.recorder = Recorder(directory)
+        self.recorder = Recorder(directory, sinks=sinks)
         self.checkpoints = CheckpointStore(directory / "checkpoints", config.checkpoint.keep)
         self.driver = Driver(
             config,
