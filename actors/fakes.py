@@ -1,7 +1,7 @@
 """Fakes of every protocol in `protocols.py`, shipped with the interface: a small world in memory, always the same.
 
 The policy is one number. With weight w the logits of the three tokens "a", "b" and end are 0, w and −1, whatever
-stands before them. Generators draw from it with the seeds that they are given, learners train it with the run's own
+precedes them. Generators draw from it with the seeds that they are given, learners train it with the run's own
 algorithm and packing, a weight sync copies it. No clock is looked at. `World.events` is what happened, in order, and
 `World.interfere` is awaited at every event: there a test fails, delays or hangs a role, or stops the run.
 
@@ -57,7 +57,7 @@ class World:
     interfere: Callable[[Event], Awaitable[None]] = _nothing
     events: list[Event] = field(default_factory=list)
 
-    async def tell(self, kind: str, what: str | int) -> None:
+    async def note(self, kind: str, what: str | int) -> None:
         """Something happens."""
         event = Event(kind, what)
         self.events.append(event)
@@ -85,12 +85,12 @@ class FakeGenerators:
         self, prompt: TokenPrompt, sampling: SamplingConfig, seeds: Sequence[int]
     ) -> tuple[Completion, ...]:
         """See `protocols.Generators`."""
-        await self._world.tell("generate", prompt.id)
+        await self._world.note("generate", prompt.id)
         if self._world.held is None:
             raise RuntimeError("asked to write before any weights were published")
         logprobs = distribution(self._world.held, temperature=sampling.temperature).numpy()
         completions = tuple(self._draw(logprobs, sampling.max_tokens, seed) for seed in seeds)
-        await self._world.tell("written", prompt.id)
+        await self._world.note("written", prompt.id)
         return completions
 
     def _draw(self, logprobs: np.ndarray[Any, Any], max_tokens: int, seed: int) -> Completion:
@@ -126,7 +126,7 @@ class FakeLearners:
 
     async def annotate(self, samples: Sequence[Sample], needs: frozenset[Need]) -> list[AnnotatedSample]:
         """See `protocols.Learners`."""
-        await self._world.tell("annotate", ",".join(sorted(needs)))
+        await self._world.note("annotate", ",".join(sorted(needs)))
         return [
             AnnotatedSample(
                 sample=s,
@@ -139,7 +139,7 @@ class FakeLearners:
 
     async def update(self, samples: Sequence[TrainSample], order: UpdateOptions, *, seed: Sequence[int]) -> StepReport:
         """See `protocols.Learners`."""
-        await self._world.tell("update", self._optimizer_steps)
+        await self._world.note("update", self._optimizer_steps)
         self.seeds.append(tuple(seed))
         train, report = self._train, UpdateReport()
         (steps,) = pack_updates(
@@ -164,7 +164,7 @@ class FakeLearners:
 
     async def save(self, directory: str) -> None:
         """See `protocols.Learners`."""
-        await self._world.tell("save", Path(directory).name)
+        await self._world.note("save", Path(directory).name)
         state = {
             "weight": self._world.weight,
             "velocity": self._velocity,
@@ -175,14 +175,14 @@ class FakeLearners:
 
     async def load(self, directory: str) -> None:
         """See `protocols.Learners`."""
-        await self._world.tell("load", Path(directory).name)
+        await self._world.note("load", Path(directory).name)
         state = _read(directory, _STATE)
         self._world.weight, self._velocity, self.value = state["weight"], state["velocity"], state["value"]
         self._optimizer_steps = state["optimizer_steps"]
 
     async def export(self, directory: str) -> None:
         """Write the weight as JSON."""
-        await self._world.tell("export", Path(directory).name)
+        await self._world.note("export", Path(directory).name)
         _write(directory, "model.json", {"weight": self._world.weight})
 
     def _logprobs(self, sample: Sample, weight: float) -> Float32Array:
@@ -286,7 +286,7 @@ class FakeWeightSync:
 
     async def publish(self, version: int) -> Proof:
         """See `protocols.WeightSync`."""
-        await self._world.tell("publish", version)
+        await self._world.note("publish", version)
         self._world.held, self._world.version = self._world.weight, version
         return Proof(version=version, bytes=8, canary_gap=0.0)
 
@@ -311,13 +311,13 @@ class FakeScorer:
 
     async def score(self, request: ScoreRequest) -> GroupScores:
         """See `protocols.Scorer`."""
-        await self._world.tell("score", request.prompt.line)
+        await self._world.note("score", request.prompt.line)
         causes = [self.cause_of(request, i) for i in range(len(request.completions))]
         shares = tuple(
             text.count("b") / max(len(text), 1) if cause is None else None
             for text, cause in zip(request.texts, causes, strict=True)
         )
-        await self._world.tell("scored", request.prompt.line)
+        await self._world.note("scored", request.prompt.line)
         return GroupScores(
             rewards={"share": shares},
             reward=tuple(self._trained(share) for share in shares),
@@ -341,7 +341,7 @@ class FakeScorer:
 
 
 class FakeGpuSharing:
-    """Implements `protocols.GpuSharing`: only says whose turn it is."""
+    """Implements `protocols.GpuSharing`: only records whose turn it is."""
 
     shared = False
 
@@ -350,11 +350,11 @@ class FakeGpuSharing:
 
     async def acquire_for_training(self) -> None:
         """See `protocols.GpuSharing`."""
-        await self._world.tell("turn", "learners")
+        await self._world.note("turn", "learners")
 
     async def acquire_for_generation(self) -> None:
         """See `protocols.GpuSharing`."""
-        await self._world.tell("turn", "generators")
+        await self._world.note("turn", "generators")
 
 
 def fake_roles(world: World, algorithm: Algorithm, *, train: TrainConfig, sampling: SamplingConfig) -> Roles:

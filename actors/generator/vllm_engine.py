@@ -31,7 +31,7 @@ from trainers.types import Completion, FinishReason, Int32Array, TopLogprobs
 
 _T = TypeVar("_T")
 _RANKS = (8, 16, 32, 64, 128, 256, 320, LARGEST_RANK)  # of adapters, for which vLLM reserves room
-_PREFILL_TOKENS = 8192  # of whole prompts in one engine step on the CPU
+_PREFILL_TOKENS = 8192  # of complete prompts in one engine step on the CPU
 _Command: TypeAlias = tuple[Callable[[], None], Sequence[Future[Any]]]  # and who waits for it
 
 
@@ -85,7 +85,7 @@ class _EngineThread:
 
     def _submit(self, command: Callable[[], None], futures: Sequence[Future[Any]]) -> None:
         for future in futures:
-            future.set_running_or_notify_cancel()  # from now on nobody can cancel it under the engine's hands
+            future.set_running_or_notify_cancel()  # from now on it cannot be canceled while the engine works on it
         with self._failing:
             if self._failure is None:
                 self._commands.put((command, futures))
@@ -103,7 +103,7 @@ class _EngineThread:
         try:
             self._loop()
             self._end(RuntimeError("the engine is closed"))
-        except BaseException as error:  # noqa: BLE001 - boundary: every waiting request is told
+        except BaseException as error:  # noqa: BLE001 - boundary: every waiting request fails with it
             self._end(error)
         finally:
             self._engine.engine_core.shutdown()
@@ -179,7 +179,7 @@ def _completion(output: Any, *, version: int) -> Completion:
 
 
 def _top(places: Sequence[Any], k: int) -> TopLogprobs:
-    """vLLM gives at each place the likeliest tokens by id, and besides the one that stands there."""
+    """vLLM gives at each place the likeliest tokens by id, and in addition the one that is there."""
     best = [sorted(place.items(), key=lambda item: item[1].rank)[:k] for place in places]
     return TopLogprobs(
         np.asarray([[id for id, _ in row] for row in best], dtype=np.int32).reshape(len(best), -1),
@@ -287,7 +287,7 @@ class VllmEngine(_EngineThread):
 
 
 def sampling_params(sampling: SamplingConfig, *, seed: int) -> SamplingParams:
-    """Sampling from the whole tempered distribution, and nothing else."""
+    """Sampling from the complete tempered distribution, and nothing else."""
     return SamplingParams(
         temperature=sampling.temperature,
         max_tokens=sampling.max_tokens,

@@ -31,7 +31,7 @@ class RewardSection(Config):
     type: str
     """Selects the kind of reward."""
     weight: float = Field(default=1.0, allow_inf_nan=False)
-    """Factor of this reward in the sum that is trained on; 0 = watched, not trained on."""
+    """Factor of this reward in the sum that is trained on; 0 = monitored, not trained on."""
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     """What its metric is called (`reward/<name>`); null = the model's folder, the function or the host."""
     timeout_s: float = Field(default=60, gt=0)
@@ -67,7 +67,7 @@ class RewardSection(Config):
 
 
 class ModelReward(RewardSection):
-    """A sequence-classification model with one label scores the whole chat."""
+    """A sequence-classification model with one label scores the complete chat."""
 
     type: Literal["model"]
     """Selects this kind of reward."""

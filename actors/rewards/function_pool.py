@@ -44,7 +44,7 @@ class FunctionSpec:
 
 
 class WorkerError(Exception):
-    """A worker process did not start, or did not live to answer; the text says why."""
+    """A worker process did not start, or did not live to answer; the text explains why."""
 
 
 class _Worker:
@@ -238,7 +238,7 @@ class FunctionReplica:
         """An answer for each completion."""
         try:
             pool = await self._started()
-        except WorkerError as error:  # of a replica that Serve has started anew
+        except WorkerError as error:  # of a replica that Serve has restarted
             return unscored(str(error), len(completions))
         return await pool.score(prompt, completions)
 

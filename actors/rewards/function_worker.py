@@ -34,12 +34,12 @@ DIE_WITH_PARENT = 1  # Linux: prctl(PR_SET_PDEATHSIG)
 
 
 class LoadError(Exception):
-    """The user's file or function cannot be used; the text says why."""
+    """The user's file or function cannot be used; the text explains why."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """The loaded function: how to call it, and what to say when that fails."""
+    """The loaded function: how to call it, and what to report when that fails."""
 
     function: Callable[..., Any]
     path: str

@@ -47,7 +47,7 @@ class RewardModel:
         self._longest = min(config.max_tokens, self._positions)
 
     def encode(self, prompt: Prompt, completion: str) -> Encoded:
-        """The whole chat by the model's own template; without one, prompt and completion as one text."""
+        """The complete chat by the model's own template; without one, prompt and completion as one text."""
         if self._tokenizer.chat_template:
             chat = [*prompt.messages, {"role": "assistant", "content": completion}]
             try:
@@ -136,12 +136,12 @@ def _load(config: ModelReward) -> tuple[Any, Any]:
         raise UserError([Problem(where, f"{name}: cannot be loaded as a reward model: {error}")]) from error
     missing = set(info["missing_keys"])
     if adapter is not None:
-        from actors.modeling.merge import merged  # importing PEFT takes a second, and most rewards are whole models
+        from actors.modeling.merge import merged  # importing PEFT takes a second, and most rewards are complete models
 
         missing -= {tensor.removeprefix("base_model.model.") for tensor in adapter.tensors}
         model = merged(model, adapter, where=where).to(dtype)
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         listed = ", ".join(sorted(missing)[:3]) + more
-        raise UserError([Problem(where, f"{name}: the checkpoint lacks {listed}; it is no trained reward model")])
+        raise UserError([Problem(where, f"{name}: the checkpoint lacks {listed}; it is not a trained reward model")])
     return tokenizer, model

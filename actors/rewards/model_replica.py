@@ -43,7 +43,7 @@ class ModelReplica:
         self._wrong: str | None = None
         try:
             self._model: RewardModel | None = self._thread.submit(_load, config).result()
-        except UserError as error:  # told by `check`; raised here, Serve would only try again
+        except UserError as error:  # reported by `check`; if it were raised here, Serve would only try again
             self._model, self._wrong = None, error.problems[0].message
 
     async def check(self) -> str | None:
@@ -51,7 +51,7 @@ class ModelReplica:
         return self._wrong
 
     def check_health(self) -> None:
-        """For Serve, which starts a replica anew whose batching has died."""
+        """For Serve, which restarts a replica whose batching has died."""
         if self._worker is not None and self._worker.done():
             raise RuntimeError(f"batching has ended: {self._worker}")
 

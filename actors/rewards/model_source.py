@@ -79,7 +79,7 @@ def _model_problem(name: str, base_dir: Path) -> str | None:
     except (OSError, ValueError) as error:
         return f"{folder / 'config.json'} cannot be read: {error}"
     if not isinstance(config, dict):
-        return f"{folder / 'config.json'} is no JSON object"
+        return f"{folder / 'config.json'} is not a JSON object"
     return _checkpoint_problem(folder, config)
 
 
@@ -95,7 +95,7 @@ def _adapter_problem(folder: Path) -> str | None:
         return f"{folder} is an adapter of a classifier with {adapter.labels} labels; a reward model has exactly one"
     base = Path(adapter.base)
     if base.is_dir() and not (base / "config.json").is_file():
-        return f"the base of {folder} is no model: {base} has no config.json"
+        return f"the base of {folder} is not a model: {base} has no config.json"
     if base.is_dir() and not any(base.glob("*.safetensors")):
         return f"{base}, the base of {folder}, has no *.safetensors; other formats can run code and are refused"
     return None
@@ -118,7 +118,7 @@ def _checkpoint_problem(folder: Path, config: dict[str, Any]) -> str | None:
     if not any(str(name).endswith("ForSequenceClassification") for name in architectures):
         found = ", ".join(map(str, architectures)) or "nothing"
         return (
-            f"{folder} is no sequence-classification checkpoint (its architectures: {found}); "
+            f"{folder} is not a sequence-classification checkpoint (its architectures: {found}); "
             "a reward model is one with a single label"
         )
     id2label = config.get("id2label")

@@ -81,7 +81,7 @@ class RewardApps:
         return "; ".join(state.strip() for state in states) or "Ray Serve has not started"
 
     async def remove(self) -> None:
-        """End the applications; Serve itself only if it was started here and nobody else uses it."""
+        """End the applications; Serve itself only if it was started here and no other run uses it."""
         names, self._names = self._names, []
         if not names:
             return
@@ -132,7 +132,7 @@ def _asks(handle: DeploymentHandle) -> Ask:
 
 
 def last_line(error: Exception) -> str:
-    """What happened, in one line: Ray's errors hold a whole traceback, whose last line is the exception."""
+    """What happened, in one line: Ray's errors hold a complete traceback, whose last line is the exception."""
     lines = str(error).strip().splitlines()
     return (lines[-1] if isinstance(error, RayError) and lines else f"{type(error).__name__}: {error}")[:LONGEST_TEXT]
 

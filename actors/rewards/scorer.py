@@ -129,9 +129,9 @@ class Scorer:
             reward.statistics = RunningNormalizer.from_state(state[reward.name])
 
     async def close(self, *, end_service: bool = True) -> None:
-        """End what `start` began; Serve itself only if this Scorer started it and nobody else uses it.
+        """End what `start` began; Serve itself only if this Scorer started it and no other run uses it.
 
-        Without `end_service` the service is left to the end of the whole Ray instance: ending it takes seconds.
+        Without `end_service` the service is left to the end of the Ray instance: ending it takes seconds.
         """
         for reward in self._rewards:
             await reward.source.close()

@@ -3,7 +3,7 @@
 It knows torch and Ray, not vLLM (importing that takes a learner ten seconds that it can do without); the receiving
 side and the transports that vLLM brings (nccl, ipc) are in `vllm_transports.py`, which exist in `transports.py`.
 
-A transfer is: `start` on every generator, chunks of whole tensors one after the other, `finish`. The sender keeps a
+A transfer is: `start` on every generator, chunks of complete tensors one after the other, `finish`. The sender keeps a
 digest of every tensor that it hands over, the receiver of every tensor that it loads; `compare_digests` names the
 first one that differs.
 """

@@ -99,7 +99,7 @@ class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
 
 
 class ObjectStoreTransfer(WeightTransferEngine):
-    """Receives whole tensors as bytes in the update call itself."""
+    """Receives complete tensors as bytes in the update call itself."""
 
     init_info_cls = ObjectStoreInitInfo
     update_info_cls = ObjectStoreUpdateInfo

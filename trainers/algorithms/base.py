@@ -73,7 +73,7 @@ class ValueTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """Denominators of the whole optimizer step over all ranks."""
+    """Denominators of the complete optimizer step over all ranks."""
 
     tokens: int
     sequences: int
@@ -89,7 +89,7 @@ class LossOutput:
 
 
 class Algorithm(Protocol):
-    """One online algorithm. `needs` says which extra forward passes the learner makes before the update."""
+    """One online algorithm. `needs` states which extra forward passes the learner makes before the update."""
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -101,7 +101,7 @@ class Algorithm(Protocol):
         ...
 
     def loss(self, batch: PolicyTokens, *, totals: Totals, kl_coef: float) -> LossOutput:
-        """The micro-batch's share of the loss of the whole optimizer step."""
+        """The micro-batch's share of the loss of the complete optimizer step."""
         ...
 
 
@@ -109,5 +109,5 @@ class ActorCritic(Algorithm, Protocol):
     """An algorithm that needs `values`: it trains a critic beside the policy."""
 
     def value_loss(self, batch: ValueTokens, *, totals: Totals) -> LossOutput:
-        """The micro-batch's share of the critic's loss of the whole optimizer step."""
+        """The micro-batch's share of the critic's loss of the complete optimizer step."""
         ...

@@ -59,10 +59,10 @@ class KLConfig(Config):
 
 
 class OverlongConfig(Config):
-    """Soft punishment of overlong completions: nothing, then a line down over the buffer, then the whole penalty."""
+    """Soft punishment of overlong completions: nothing, then a line down over the buffer, then the full penalty."""
 
     max_tokens: int = Field(ge=1)
-    """Length at which the whole penalty is reached, in tokens; sampling.max_tokens as a rule."""
+    """Length at which the full penalty is reached, in tokens; sampling.max_tokens as a rule."""
     buffer_tokens: int = Field(ge=1)
     """Tokens before that over which the penalty grows."""
     penalty: float = Field(default=1.0, ge=0)
@@ -155,7 +155,7 @@ class AlgorithmSection(Config):
 
 
 class GRPOConfig(AlgorithmSection):
-    """Group relative policy optimisation (arXiv 2402.03300) and its variants."""
+    """Group relative policy optimization (arXiv 2402.03300) and its variants."""
 
     type: Literal["grpo"]
     """Selects this algorithm."""
@@ -216,7 +216,7 @@ class PPOKLConfig(KLConfig):
 
 
 class PPOConfig(AlgorithmSection):
-    """Proximal policy optimisation with a critic (arXiv 1707.06347)."""
+    """Proximal policy optimization with a critic (arXiv 1707.06347)."""
 
     type: Literal["ppo"]
     """Selects this algorithm."""
@@ -225,7 +225,7 @@ class PPOConfig(AlgorithmSection):
     gamma: float = Field(default=1.0, ge=0, le=1, json_schema_extra={"recommended": [0.99, 1]})
     """Discount of later rewards, per token; 1 = none."""
     lam: float = Field(default=0.95, ge=0, le=1, json_schema_extra={"recommended": [0.9, 1]})
-    """Lambda of generalised advantage estimation (arXiv 1506.02438): 1 = no bias, smaller = less variance."""
+    """Lambda of generalized advantage estimation (arXiv 1506.02438): 1 = no bias, smaller = less variance."""
     clip_low: float = Field(default=0.2, ge=0, lt=1, json_schema_extra={"recommended": [0.1, 0.3]})
     """The probability ratio is clipped below at 1 − clip_low."""
     clip_high: float = Field(default=0.2, ge=0, json_schema_extra={"recommended": [0.1, 0.3]})
@@ -275,13 +275,13 @@ class GKDConfig(AlgorithmSection):
     teacher: TeacherConfig
     """The teacher."""
     beta: float = Field(default=0.5, ge=0, le=1)
-    """Which divergence: 0 = KL(teacher ‖ policy), 1 = KL(policy ‖ teacher), between = generalised Jensen–Shannon."""
+    """Which divergence: 0 = KL(teacher ‖ policy), 1 = KL(policy ‖ teacher), between = generalized Jensen–Shannon."""
     lmbda: float = Field(default=0.5, ge=0, le=1, json_schema_extra={"recommended": [0.5, 1]})
     """Probability that the policy writes a step's completions; else the teacher does, or they are the data's."""
     temperature: float = Field(default=1.0, gt=0)
     """Divides both models' logits in the divergence; it is not the temperature of sampling."""
     top_k: int | None = Field(default=None, ge=1)
-    """Compare the teacher's most probable tokens and the rest as one; null = exact, over the whole vocabulary."""
+    """Compare the teacher's most probable tokens and the rest as one; null = exact, over the complete vocabulary."""
 
     @model_validator(mode="after")
     def _what_an_engine_gives(self) -> GKDConfig:

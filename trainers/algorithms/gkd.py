@@ -1,8 +1,8 @@
-"""GKD: generalised knowledge distillation (arXiv 2306.13649).
+"""GKD: generalized knowledge distillation (arXiv 2306.13649).
 
-The loss is the generalised Jensen–Shannon divergence between the policy and a teacher at every token of the
+The loss is the generalized Jensen–Shannon divergence between the policy and a teacher at every token of the
 completions, averaged over the tokens of the optimizer step. With probability `lmbda`, drawn once for a step, the
-policy writes them; else the teacher does, or they are the data's own responses. Rewards are only watched.
+policy writes them; else the teacher does, or they are the data's own responses. Rewards are only monitored.
 """
 
 from __future__ import annotations

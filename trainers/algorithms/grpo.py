@@ -1,4 +1,4 @@
-"""GRPO: group relative policy optimisation (arXiv 2402.03300) with its variants as options.
+"""GRPO: group relative policy optimization (arXiv 2402.03300) with its variants as options.
 
 For each prompt a group of completions is sampled; a completion's advantage is its reward against the group's mean,
 the same for all of its tokens; the loss is PPO's clipped surrogate plus `kl_coef` times the KL estimate to the

@@ -1,9 +1,9 @@
-"""PPO: proximal policy optimisation with a critic (arXiv 1707.06347; for language models 1909.08593).
+"""PPO: proximal policy optimization with a critic (arXiv 1707.06347; for language models 1909.08593).
 
 A completion's reward comes at its last token; the KL to the reference is subtracted token by token from the reward
 (k1, of the policy that wrote) or added to the loss. Generalised advantage estimation over the completion's tokens
 against the critic's values gives advantages and returns; the advantages, not the returns, are whitened over all
-tokens of the whole step. Policy and critic have clipped losses, both means over the optimizer step's tokens.
+tokens of the step. Policy and critic have clipped losses, both means over the optimizer step's tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainers.kl import kl_estimate, token_rewards
 from trainers.losses import value_loss
 from trainers.types import AnnotatedSample, Float32Array, TrainSample
 
-_ROUNDING = 1e-12  # of a variance taken from moments, relative to the mean square: what is below is no variance
+_ROUNDING = 1e-12  # of a variance taken from moments, relative to the mean square: what is below is rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class PPO:
 def explained_variance(metrics: Mapping[str, Mean]) -> float | None:
     """1 − Var(returns − old values) / Var(returns) over all tokens whose moments were added up (population variance).
 
-    The values are those before the update, from which the returns were made: 1 says that the critic foresaw every
+    The values are those before the update, from which the returns were made: 1 means that the critic foresaw every
     return, 0 that a constant would have done as well. None where a moment is missing or the returns do not vary.
 
     >>> moments = dict(zip(VALUE_MOMENTS, [Mean(4, 2), Mean(10, 2), Mean(2, 2), Mean(2, 2)], strict=True))

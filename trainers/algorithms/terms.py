@@ -35,7 +35,7 @@ class Surrogate:
     def __call__(self, batch: PolicyTokens, totals: Totals) -> tuple[Tensor, Metrics]:
         """The term per token with gradient to the log-probabilities, and its metrics.
 
-        Raises ValueError where the micro-batch is the whole optimizer step and the importance band leaves no token.
+        Raises ValueError where the micro-batch is the complete optimizer step and the importance band leaves no token.
         """
         now, old = batch.logprobs, batch.old_logprobs
         if self.ratio == "sequence":
@@ -94,7 +94,7 @@ def importance(batch: PolicyTokens, config: ImportanceConfig) -> tuple[Tensor, M
 def require_kept(metrics: Mapping[str, Mean]) -> None:
     """Raises ValueError where a band left no token of those whose metrics were added up: nothing would be learnt.
 
-    Give the sums of one whole optimizer step over all its micro-batches and ranks, before the optimizer's step.
+    Give the sums of one complete optimizer step over all its micro-batches and ranks, before the optimizer's step.
     """
     kept = metrics.get("importance/kept")
     if kept is not None and kept.count > 0 and kept.total == 0:
@@ -143,7 +143,7 @@ def clipped_loss(
 def step_share(
     per_token: Tensor, batch: PolicyTokens | ValueTokens, totals: Totals, *, how: Aggregation = "token"
 ) -> Tensor:
-    """The micro-batch's share of the whole optimizer step's loss, a scalar."""
+    """The micro-batch's share of the complete optimizer step's loss, a scalar."""
     return aggregate(
         per_token,
         batch.mask,

@@ -83,7 +83,7 @@ def test_models_that_may_be_right(tmp_path: Path, config: Any) -> None:
         ({"architectures": ["Qwen3ForCausalLM"]}, "(its architectures: Qwen3ForCausalLM)"),
         (ONE_LABEL | {"auto_map": {"AutoModel": "x.y"}}, "needs code of its own"),
         ("{", "config.json cannot be read"),
-        ("[]", "config.json is no JSON object"),
+        ("[]", "config.json is not a JSON object"),
     ],
 )  # fmt: skip
 def test_models_that_are_wrong(tmp_path: Path, config: Any, message: str) -> None:

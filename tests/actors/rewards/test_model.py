@@ -172,7 +172,7 @@ def broken(path: Path) -> None:
     ("make", "message"),
     [
         (two_labels, "has 2 labels; a reward model has exactly one"),
-        (no_head, r"the checkpoint lacks score\.weight; it is no trained reward model"),
+        (no_head, r"the checkpoint lacks score\.weight; it is not a trained reward model"),
         (pickled, "cannot be loaded as a reward model"),
         (broken, "cannot be loaded as a reward model"),
         (Path.mkdir, "cannot be loaded as a reward model"),

@@ -89,7 +89,7 @@ def test_problems_name_the_address(make, bucket, tmp_path):
     teacher = {"type": "gkd", "teacher": {"model": f"{bucket}/other"}}
     assert "its vocabulary is not the policy's" in problems(make(bucket, algorithm=teacher))["algorithm.teacher.model"]
     found = problems(make(bucket, rewards=[{"type": "model", "model": f"{bucket}/policy"}]))
-    assert found["rewards.0.model"].startswith(f"{bucket}/policy is no sequence-classification checkpoint")
+    assert found["rewards.0.model"].startswith(f"{bucket}/policy is not a sequence-classification checkpoint")
     assert str(tmp_path) not in found["rewards.0.model"]
     wanted = {"model": f"{bucket}/policy", "train_type": "lora", "lora": {"target_modules": ["query"]}}
     assert (
