@@ -166,7 +166,7 @@ def test_the_new_transport_is_chosen_only_where_it_fits() -> None:
     assert transport_problem(wanted, placement="split", adapter=False) is None
     assert transport_problem(wanted, placement="colocated", adapter=False) == "a file is for split placements"
     assert transport_problem(wanted, placement="split", adapter=True) == (
-        "file cannot send an adapter; use auto or ray"
+        "transport: file cannot send an adapter; use auto or ray"
     )
 
 
