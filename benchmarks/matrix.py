@@ -35,7 +35,7 @@ _TRAIN_TYPES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 # (ZeRO stage, ranks): every train type with both stages and with two ranks.
 _CUTS: Final[Mapping[str, tuple[int, int]]] = {
-    "grpo-full": (2, 2),
+    "grpo-full": (2, 1),  # as the demo
     "grpo-lora": (3, 1),
     "grpo-qlora": (2, 1),
     "grpo-adalora": (3, 2),
@@ -102,17 +102,31 @@ def prepare() -> None:
 
 def run_cell(name: str, root: Path, *, steps: int, more: Sequence[str] = ()) -> Cell:
     """Train one cell with its run's directory under `root`. RuntimeError with the output where it fails."""
-    example = name.partition("-")[0]
-    return read_cell(name, run_example(example, name, root, [*overrides(name, steps=steps), *more]))
+    return read_cell(name, run_example(example_of(name), name, root, [*overrides(name, steps=steps), *more]))
+
+
+def example_of(name: str) -> str:
+    """The file of `examples/arithmetic/` that a cell changes."""
+    return name.partition("-")[0]
 
 
 def run_example(example: str, name: str, root: Path, changes: Sequence[str]) -> Path:
     """Train a file of `examples/arithmetic/`, changed, under `root`; the run's directory. RuntimeError if it fails."""
-    file = ROOT / "examples" / "arithmetic" / f"{example}.yaml"
-    command = [RLHF, "train", str(file), "--resume", "never", f"name={name}", f"root={root}", *changes]
+    command = [RLHF, *train_arguments(example, name, root, changes)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, cwd=ROOT)
     if done.returncode != 0:
         raise RuntimeError(f"{name} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return run_of(name, root)
+
+
+def train_arguments(example: str, name: str, root: Path, changes: Sequence[str]) -> list[str]:
+    """The arguments of `rlhf` that train a file of `examples/arithmetic/`, changed, under `root`."""
+    file = ROOT / "examples" / "arithmetic" / f"{example}.yaml"
+    return ["train", str(file), "--resume", "never", f"name={name}", f"root={root}", *changes]
+
+
+def run_of(name: str, root: Path) -> Path:
+    """The directory of the one run of that name under `root`."""
     (run,) = root.glob(f"*-{name}-*")
     return run
 

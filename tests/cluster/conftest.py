@@ -1,4 +1,4 @@
-"""A service over a folder of runs, for every test of it."""
+"""A service over a folder of runs, for every test of it; and what whole runs share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from starlette.testclient import TestClient
 from cluster.config.run import parse_config
 from cluster.runs.directory import RunDirectory
 from cluster.service.settings import Settings
+from tests.support.demo_run import DemoRun, run_demo
 from tests.support.served import TREE, serving
+from tests.support.warm_rlhf import WarmRlhf
 
 
 @pytest.fixture
@@ -54,3 +56,17 @@ def make_run(root: Path) -> Callable[..., RunDirectory]:
         return run
 
     return make
+
+
+@pytest.fixture(scope="session")
+def warm_rlhf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmRlhf]:
+    """Runs `rlhf` commands on one Ray and one Ray Serve."""
+    warm = WarmRlhf(tmp_path_factory.mktemp("warm_rlhf"))
+    yield warm
+    warm.close()
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+    """`rlhf demo`, as a user starts it."""
+    return run_demo(tmp_path_factory.mktemp("demo") / "runs")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from tests.support.recorded import adapter_bytes, recorded_gap
+from tests.support.warm_rlhf import WarmRlhf
 from trainers.tiny_models import make_random_policy
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
-RLHF = str(Path(sys.executable).with_name("rlhf"))
 STEPS = 3
+Run = Callable[..., Path]
 GRPO: dict[str, Any] = {"type": "grpo", "kl": {"coef": 0.02}}
 
 REWARDS = """
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(folder: Path, name: str, **changes: Any) -> Path:
+def run_in(folder: Path, warm_rlhf: WarmRlhf, name: str, **changes: Any) -> Path:
     tree = {
         "name": name,
         "root": str(folder / "runs"),
@@ -59,10 +60,16 @@ def run(folder: Path, name: str, **changes: Any) -> Path:
     } | changes
     config = folder / f"{name}.yaml"
     config.write_text(yaml.safe_dump(tree))
-    done = subprocess.run([RLHF, "train", str(config)], capture_output=True, text=True, timeout=500, cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+    finished = warm_rlhf("train", str(config))
+    assert finished.code == 0, finished.output
     (found,) = (folder / "runs").glob(f"*-{name}-*")
     return found
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, warm_rlhf: WarmRlhf) -> Run:
+    """Train in the folder, with changes to a small config; the run's directory."""
+    return partial(run_in, folder, warm_rlhf)
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
@@ -99,10 +106,10 @@ def on(base: Path, adapter: Path) -> Any:
     return peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
 
 
-def test_an_adapter_is_trained_on(folder: Path, sft: Path) -> None:
+def test_an_adapter_is_trained_on(folder: Path, sft: Path, run: Run) -> None:
     """It writes from the first step on, is its own reference, and comes out as an adapter on the same base."""
     policy = {"model": "sft", "adapter": "continue", "dtype": "float32", "train_type": "lora"}
-    written = run(folder, "continued", policy=policy, algorithm=GRPO)
+    written = run("continued", policy=policy, algorithm=GRPO)
     lines = metrics(written)
     assert_proved(lines)
     assert {line["weights/sync_bytes"] for line in lines} == {adapter_bytes(sft)}
@@ -113,12 +120,12 @@ def test_an_adapter_is_trained_on(folder: Path, sft: Path) -> None:
     assert json.loads((written / "model" / "adapter_config.json").read_text())["r"] == 3
 
 
-def test_an_adapter_is_merged_once_and_a_resumed_run_finds_it(folder: Path, sft: Path) -> None:
+def test_an_adapter_is_merged_once_and_a_resumed_run_finds_it(folder: Path, sft: Path, run: Run) -> None:
     policy = {"model": "sft", "dtype": "float32", "train_type": "lora"}
     train = {"steps": 1, "prompts_per_step": 4, "learning_rate": 0.01}
-    begun = run(folder, "merged", policy=policy, algorithm=GRPO, train=train)
+    begun = run("merged", policy=policy, algorithm=GRPO, train=train)
     files = {file.name: file.stat().st_mtime_ns for file in (begun / "merged").iterdir()}
-    assert run(folder, "merged", policy=policy, algorithm=GRPO, train={**train, "steps": STEPS}) == begun
+    assert run("merged", policy=policy, algorithm=GRPO, train={**train, "steps": STEPS}) == begun
     assert {file.name: file.stat().st_mtime_ns for file in (begun / "merged").iterdir()} == files
     lines = metrics(begun)
     assert_proved(lines)

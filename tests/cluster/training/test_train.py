@@ -23,6 +23,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.support.warm_rlhf import WarmRlhf
 from trainers.tiny_models import make_random_policy, make_random_reward_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -279,12 +280,11 @@ def test_a_termination_while_the_roles_start_stops_the_run(workspace: Workspace)
     assert process.left_behind() == []
 
 
-def test_a_learning_rate_of_zero_changes_nothing(workspace: Workspace) -> None:
+def test_a_learning_rate_of_zero_changes_nothing(workspace: Workspace, warm_rlhf: WarmRlhf) -> None:
     """Evaluations draw with the same seeds each time, so that an unchanged policy scores the very same."""
-    process = workspace.start(
-        workspace.config("still"), "train.steps=2", "train.learning_rate=0", "policy.dtype=bfloat16", "eval.every=0"
-    )
-    assert process.wait() == 0, process.text()
+    changes = ("train.steps=2", "train.learning_rate=0", "policy.dtype=bfloat16", "eval.every=0")
+    finished = warm_rlhf("train", str(workspace.config("still")), *changes)
+    assert finished.code == 0, finished.output
     run = workspace.run_of("still")
     lines = metrics(run)
     assert lines[-1]["eval/ascii"] == lines[0]["eval/ascii"]
