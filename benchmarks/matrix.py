@@ -60,7 +60,7 @@ CELLS: Final = tuple(_CUTS)
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A finished cell: where its run lies, and what was written down there."""
+    """A finished cell: its run's directory, and what is recorded there."""
 
     name: str
     run: Path
@@ -132,7 +132,7 @@ def run_of(name: str, root: Path) -> Path:
 
 
 def read_cell(name: str, run: Path) -> Cell:
-    """What a run's directory says of a cell."""
+    """A cell from its run's directory."""
     lines: list[dict[str, float]] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     record: dict[str, Any] = json.loads((run / "run.json").read_text())
     return Cell(

@@ -1,4 +1,4 @@
-"""What the whole suite shares: no network, quick tests first, GPU tests only where there is a GPU."""
+"""What all tests share: no network, quick tests first, GPU tests only where there is a GPU."""
 
 from __future__ import annotations
 

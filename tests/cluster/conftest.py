@@ -1,4 +1,4 @@
-"""A service over a folder of runs, for every test of it; and what whole runs share."""
+"""Shared fixtures: a service over a folder of runs, and `rlhf` commands that several tests look at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What whole runs left on the disk, beside what other programs make of it."""
+"""What a run's files record, compared with what transformers and PEFT compute."""
 
 from __future__ import annotations
 

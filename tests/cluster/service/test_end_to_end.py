@@ -1,4 +1,4 @@
-"""The whole service on a Ray of its own: from an upload to a model that answers, and through a restart.
+"""The service end to end on its own Ray: from an upload to a chat with the trained model, and through a restart.
 
 Everything is real: `rlhf serve` in a process, Ray Jobs, `rlhf train` with vLLM and DeepSpeed, models of random weights.
 """

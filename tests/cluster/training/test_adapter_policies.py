@@ -91,7 +91,7 @@ def rollouts(run: Path, name: str = f"eval-{STEPS:06d}") -> Path:
 
 @pytest.fixture(scope="module")
 def sft(folder: Path) -> Path:
-    """An adapter that somebody trained on the policy; its name and folder are relative to the configs'."""
+    """An adapter trained on the policy elsewhere; configs name it relative to their own folder."""
     base = AutoModelForCausalLM.from_pretrained(folder / "policy")
     config = peft.LoraConfig(r=3, lora_alpha=5, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
     model = peft.get_peft_model(base, config)

@@ -83,7 +83,7 @@ def right(prompt: str) -> str:
 
 
 def result(cell: Cell) -> tuple[str, str, str]:
-    """The base (or the whole model), and what was trained as PEFT and as vLLM load it."""
+    """The base (or the full model), and what was trained as PEFT and as vLLM load it."""
     model = cell.run / "model"
     if cell.train_type == "full":
         return str(model), "", ""

@@ -225,9 +225,10 @@ def test_the_model_loads_and_answers_as_it_was_trained(straight: Path) -> None:
 
 
 def test_killed_interrupted_and_resumed_is_as_never_stopped(straight: Path, workspace: Workspace) -> None:
-    """Kill after the first checkpoint, go on, Ctrl-C, go on: every deterministic number is that of the straight run.
+    """Killed after the first checkpoint, resumed, stopped by Ctrl-C, resumed: every deterministic number is that of the
+    uninterrupted run.
 
-    Its models come from a store, which is gone when it goes on.
+    Its models come from a store, which no longer exists when it is resumed.
     """
     store = workspace.path / "store"
     for model in ("policy", "reward"):
@@ -249,7 +250,7 @@ def test_killed_interrupted_and_resumed_is_as_never_stopped(straight: Path, work
 
     second = workspace.start(config)
     second.until(lambda: len(metrics(run)) > 4, "fourth step")
-    os.killpg(second.process.pid, signal.SIGINT)  # as a terminal sends it: to the whole group
+    os.killpg(second.process.pid, signal.SIGINT)  # as a terminal sends it: to all processes of the group
     code = second.wait()
     assert code in (130, 0), second.text()
     assert second.left_behind() == []
@@ -261,7 +262,7 @@ def test_killed_interrupted_and_resumed_is_as_never_stopped(straight: Path, work
         assert third.wait() == 0, third.text()
     assert workspace.leftovers() == before, "what the killed run left is removed by the next"
 
-    assert workspace.run_of("torn") == run, "a resume goes on in the same directory"
+    assert workspace.run_of("torn") == run, "a resumed run stays in its directory"
     assert deterministic(run) == deterministic(straight)
     for file in sorted((straight / "rollouts").iterdir()):
         assert pq.read_table(run / "rollouts" / file.name) == pq.read_table(file)
@@ -303,10 +304,10 @@ def test_a_reward_that_fails_ends_the_run_with_its_cause(workspace: Workspace) -
     assert process.wait() == 1
     error = json.loads((workspace.run_of("failing") / "run.json").read_text())["error"]
     assert error["type"] == "RewardsFailedError"
-    for said in (error["message"], process.text()):
-        assert "16 of 16 samples of step 1" in said
-        assert "KeyError" in said
-        assert "rewards.py" in said
+    for text in (error["message"], process.text()):
+        assert "16 of 16 samples of step 1" in text
+        assert "KeyError" in text
+        assert "rewards.py" in text
     assert "Traceback" not in process.text()
     assert process.left_behind() == []
 
@@ -318,9 +319,9 @@ def test_a_reward_whose_import_raises_is_bad_input(workspace: Workspace) -> None
     assert process.wait() == 2, process.text()
     error = json.loads((workspace.run_of("broken") / "run.json").read_text())["error"]
     assert (error["role"], error["phase"], error["type"]) == ("driver", "start roles", "UserError")
-    for said in (error["message"], process.text()):
-        assert "rewards.0" in said
-        assert "broken.py:1: importing it raised ModuleNotFoundError: No module named 'no_such_module'" in said
+    for text in (error["message"], process.text()):
+        assert "rewards.0" in text
+        assert "broken.py:1: importing it raised ModuleNotFoundError: No module named 'no_such_module'" in text
     assert "Traceback" not in process.text()
     assert process.left_behind() == []
 
