@@ -31,6 +31,7 @@ class EngineHost(Generator):
     """A generator that outlives its engines, runs a test's functions beside them, and fails when it is asked to."""
 
     def __init__(self) -> None:
+        super().__init__(tiny.engine_spec(Path("not prepared")))
         self._running: EngineSpec | None = None  # what the engine was made of, unless a test has spoiled it
         self._open = False
         self.changed = False  # other weights have come
