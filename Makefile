@@ -20,25 +20,27 @@ setup:  ## makes .venv with everything; under a second where nothing changed
 demo: setup  ## trains the demo: GRPO on the bundled prompts, on the CPU, in under five minutes
 	@$(BIN)/rlhf demo
 
-# Two tests at a time; those that start engines take both cores and follow one another (tests/conftest.py). In this
-# order, so that a mistake that the quick part sees is seen first.
-PYTEST := $(BIN)/pytest -n $(or $(WORKERS),2) --dist loadgroup --no-loadscope-reorder
-QUICK := -m "not integration and not gpu"
+# The quick part runs two tests at a time (WORKERS=n). What starts engines takes all cores: one test after another. The
+# second part runs also where a test of the first failed. ARGS= adds options of pytest; REPORTS=DIR writes JUnit files.
+QUICK = $(BIN)/pytest -n $(or $(WORKERS),2) --dist worksteal -m "not integration and not gpu" \
+  $(if $(REPORTS),--junitxml=$(REPORTS)/quick.xml)
+ENGINES = $(BIN)/pytest $(if $(REPORTS),--junitxml=$(REPORTS)/engines.xml)
+BOTH = $(QUICK) $(ARGS); code=$$?; if [ $$code -gt 1 ]; then exit $$code; fi; $(ENGINES)
 
-test: setup  ## the suite: the quick part, then the part that starts engines; ARGS= adds options of pytest
-	@$(PYTEST) -m "not extended" $(ARGS)
+test: setup  ## the suite: the quick part, then the part that starts engines
+	@$(BOTH) -m "(integration or gpu) and not extended" $(ARGS) && exit $$code
 
 test-all: setup  ## the suite, with the tests that prove in full what it proves by a covering choice
-	@$(PYTEST) $(ARGS)
+	@$(BOTH) -m "integration or gpu" $(ARGS) && exit $$code
 
 test-quick: setup  ## the part of the suite without engines
-	@$(PYTEST) $(QUICK) $(ARGS)
+	@$(QUICK) $(ARGS)
 
 test-shuffled: setup  ## the quick part in another order each time; SEED=n repeats one
-	@$(PYTEST) $(QUICK) -p randomly $(if $(SEED),--randomly-seed=$(SEED)) $(ARGS)
+	@$(QUICK) -p randomly $(if $(SEED),--randomly-seed=$(SEED)) $(ARGS)
 
 coverage: setup  ## the branches that the quick part covers, by file, with the lines that it does not
-	@$(PYTEST) $(QUICK) -q --cov --cov-branch --cov-report=term-missing:skip-covered $(ARGS)
+	@$(QUICK) -q --cov --cov-branch --cov-report=term-missing:skip-covered $(ARGS)
 
 page-tools: setup
 	@$(PYTHON) deploy/install.py --page-tools

@@ -20,19 +20,12 @@ os.environ.update(OFFLINE)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests before those that start engines, and of these one at a time (each takes all cores); GPU tests are
-    skipped, with the reason, where there is no GPU."""
-    items.sort(key=_starts_engines)
-    for item in filter(_starts_engines, items):
-        item.add_marker(pytest.mark.xdist_group("engines"))
+    """Quick tests before those that start engines; GPU tests are skipped, with the reason, where there is no GPU."""
+    items.sort(key=lambda item: any(item.iter_markers("integration")) or any(item.iter_markers("gpu")))
     gpu_items = [item for item in items if any(item.iter_markers("gpu"))]
     if gpu_items and not _has_gpu():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU on this machine"))
-
-
-def _starts_engines(item: pytest.Item) -> bool:
-    return any(item.iter_markers("integration")) or any(item.iter_markers("gpu"))
 
 
 def _has_gpu() -> bool:
