@@ -30,6 +30,7 @@ from tests.support.learning import (
     TEMPERATURE,
     WEIGHT_DECAY,
     Cut,
+    Ranks,
     learner_spec,
     make_samples,
     on_policy,
@@ -42,7 +43,7 @@ from trainers.algorithms.config import CriticConfig, GKDConfig, PPOConfig, PPOKL
 from trainers.tiny_models import make_random_reward_model
 from trainers.types import AnnotatedSample, TopLogprobs, TrainSample
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = pytest.mark.integration
 
 CRITIC_RATE, VALUE_CLIP, BETA, JSD_TEMPERATURE = 1e-3, 0.2, 0.3, 1.3
 CUTS = [Cut(1, 1, 1000, 0), Cut(2, 2, 40, 2), Cut(3, 2, 24, 3)]
@@ -56,15 +57,9 @@ class Trained:
     after: list[AnnotatedSample]
 
 
-def train(
-    model: Path, algorithm: Any, cut: Cut, samples: list[list[TrainSample]], out: Path, adapter: Path | None = None
-) -> Trained:
-    needs = frozenset({"old_logprobs", *(["values"] if algorithm.type == "ppo" else [])})
-    spec = learner_spec(model, algorithm, cut)
-    if adapter is not None:
-        spec = learner_spec(model, algorithm, cut, train_type="lora")
-        spec = replace(spec, adapter=read_adapter(adapter, where="policy.model"))
-    with tiny.learner_group(spec, out) as group:
+def train(spec: LearnerSpec, cut: Cut, samples: list[list[TrainSample]], out: Path, ranks: Ranks) -> Trained:
+    needs = frozenset({"old_logprobs", *(["values"] if spec.algorithm.type == "ppo" else [])})
+    with ranks.learners(spec, cut, out) as group:
         order = UpdateOptions(kl_coef=0.0)
         reports = [tiny.run(group.update(shuffled(batch, cut), order, seed=(0,))) for batch in samples]
         return Trained(reports, tiny.run(group.annotate([s.sample for s in samples[0]], needs)))  # type: ignore[arg-type]
@@ -169,8 +164,8 @@ def assert_ppo_steps(
         np.testing.assert_allclose(row.values, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_ppo_trains_policy_and_critic_as_the_plain_loop_does(cut: Cut, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [replace(CUTS[0], on_ray=True), *CUTS[1:]], ids=str)
+def test_ppo_trains_policy_and_critic_as_the_plain_loop_does(cut: Cut, ranks: Ranks, tmp_path: Path) -> None:
     policy = tiny.make_policy(tmp_path / "policy", tied=True)
     make_random_reward_model(tmp_path / "reward")
     model = tiny.load_plain(policy)
@@ -181,7 +176,7 @@ def test_ppo_trains_policy_and_critic_as_the_plain_loop_does(cut: Cut, tmp_path:
         judged(critic, on_policy(make_samples(model, seed=2)), seed=4),
     ]
     config = ppo(CriticConfig(model=str(tmp_path / "reward"), learning_rate=CRITIC_RATE))
-    trained = train(policy, config, cut, samples, tmp_path)
+    trained = train(learner_spec(policy, config, cut), cut, samples, tmp_path, ranks)
     judging = [*critic.parameters(), bias]
     assert_ppo_steps(trained, samples, model, critic, bias, learnt=[*model.parameters()], judging=judging)
 
@@ -196,7 +191,7 @@ class Watched(Learner):
     """A learner that shows its critic."""
 
     def critic_weights(self) -> dict[str, torch.Tensor]:
-        """Every weight, whole; the 4-bit ones as they lie in memory."""
+        """Every full weight; the 4-bit ones as they are in memory."""
         critic = self._models.critic
         assert critic is not None
         packed = {f"{name}.packed": layer.weight.data for name, layer in quantized_layers(critic.module).items()}
@@ -242,7 +237,7 @@ def base_critic(reward: Path, kind: str) -> Any:
     return model.dequantize().double()
 
 
-def judge(kind: Any, cut: Cut, out: Path) -> Judged:
+def judge(kind: Any, cut: Cut, out: Path, ranks: Ranks) -> Judged:
     policy = tiny.make_policy(out / "policy", tied=True)
     make_random_reward_model(out / "reward")
     model, critic = tiny.load_plain(policy), base_critic(out / "reward", kind)
@@ -250,7 +245,7 @@ def judge(kind: Any, cut: Cut, out: Path) -> Judged:
     config = ppo(CriticConfig(model=str(out / "reward"), train_type=kind, learning_rate=CRITIC_RATE))
     spec = learner_spec(policy, config, cut, train_type=kind, lora=LORA)
     order = UpdateOptions(kl_coef=0.0)
-    with tiny.learner_group(spec, out, cls=Watched) as group:
+    with ranks.learners(spec, cut, out, cls=Watched) as group:
         weights = [critic_weights(group)]
         reports = [tiny.run(group.update(shuffled(samples[0], cut), order, seed=(0,)))]
         tiny.run(group.save(str(out / "checkpoint")))
@@ -261,8 +256,8 @@ def judge(kind: Any, cut: Cut, out: Path) -> Judged:
 
 
 @pytest.fixture(scope="module")
-def judgements(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Cut], Judged]:
-    return cache(lambda kind, cut: judge(kind, cut, tmp_path_factory.mktemp(f"critic-{kind}-{cut}")))
+def judgements(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Cut], Judged]:
+    return cache(lambda kind, cut: judge(kind, cut, tmp_path_factory.mktemp(f"critic-{kind}-{cut}"), ranks))
 
 
 @pytest.mark.parametrize(("kind", "cut"), ADAPTED, ids=str)
@@ -298,11 +293,11 @@ def test_a_critic_with_an_adapter_learns_as_pefts_does(
 
 
 @pytest.mark.parametrize(("kind", "cut"), ADAPTED[:2], ids=str)
-def test_a_critic_with_an_adapter_goes_on_bit_for_bit(
-    kind: str, cut: Cut, judgements: Callable[[str, Cut], Judged], tmp_path: Path
+def test_a_critic_with_an_adapter_continues_bit_for_bit(
+    kind: str, cut: Cut, judgements: Callable[[str, Cut], Judged], ranks: Ranks, tmp_path: Path
 ) -> None:
     done = judgements(kind, cut)
-    with tiny.learner_group(done.spec, tmp_path, cls=Watched) as group:
+    with ranks.learners(done.spec, cut, tmp_path, cls=Watched) as group:
         tiny.run(group.load(str(done.checkpoint)))
         order = UpdateOptions(kl_coef=0.0)
         report = tiny.run(group.update(shuffled(done.samples[1], cut), order, seed=(0,)))
@@ -312,8 +307,8 @@ def test_a_critic_with_an_adapter_goes_on_bit_for_bit(
     assert all(torch.equal(again[name], tensor) for name, tensor in done.weights[1].items())
 
 
-def test_ppos_critic_of_a_continued_policy_begins_as_a_copy_of_it(tmp_path: Path) -> None:
-    """Base and adapter in one, trained whole, below a head that says 0; the policy goes on with its adapter."""
+def test_ppos_critic_of_a_continued_policy_begins_as_a_copy_of_it(ranks: Ranks, tmp_path: Path) -> None:
+    """Base and adapter in one, trained in full, below a head that predicts 0; the policy keeps training its adapter."""
     policy = tiny.make_policy(tmp_path / "policy", tied=True)
     sft = make_adapter(policy, tmp_path / "sft")
     model = peft.PeftModel.from_pretrained(tiny.load_plain(policy), sft, is_trainable=True).double().eval()
@@ -324,7 +319,9 @@ def test_ppos_critic_of_a_continued_policy_begins_as_a_copy_of_it(tmp_path: Path
     judging = [*critic.model.requires_grad_(True).parameters(), critic.score.weight, bias]
     samples = [judged(critic, make_samples(model, seed=1), seed=3), judged(critic, make_samples(model, seed=2), seed=4)]
     config = ppo(CriticConfig(learning_rate=CRITIC_RATE))
-    trained = train(policy, config, CUTS[2], samples, tmp_path, adapter=sft)
+    spec = learner_spec(policy, config, CUTS[2], train_type="lora")
+    spec = replace(spec, adapter=read_adapter(sft, where="policy.model"))
+    trained = train(spec, CUTS[2], samples, tmp_path, ranks)
     learnt = [p for p in model.parameters() if p.requires_grad]
     assert_ppo_steps(trained, samples, model, critic, bias, learnt=learnt, judging=judging)
 
@@ -351,13 +348,15 @@ def gkd_loss(model: Any, teacher: Any, samples: list[TrainSample]) -> torch.Tens
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_gkd_moves_the_policy_towards_the_teacher_as_the_plain_loop_does(cut: Cut, tmp_path: Path) -> None:
+def test_gkd_moves_the_policy_towards_the_teacher_as_the_plain_loop_does(
+    cut: Cut, ranks: Ranks, tmp_path: Path
+) -> None:
     policy = tiny.make_policy(tmp_path / "policy", tied=True)
     teacher = tiny.make_policy(tmp_path / "teacher", tied=True, seed=7)
     model, taught = tiny.load_plain(policy), tiny.load_plain(teacher)
     samples = [make_samples(model, seed=1), on_policy(make_samples(model, seed=2))]
     config = GKDConfig(type="gkd", teacher=TeacherConfig(model=str(teacher)), beta=BETA, temperature=JSD_TEMPERATURE)
-    trained = train(policy, config, cut, samples, tmp_path)
+    trained = train(learner_spec(policy, config, cut), cut, samples, tmp_path, ranks)
     chosen = optimizer(model.parameters(), LEARNING_RATE)
     for report, batch, factor in zip(trained.reports, samples, FACTORS, strict=True):
         loss = gkd_loss(model, taught, batch)
@@ -368,7 +367,7 @@ def test_gkd_moves_the_policy_towards_the_teacher_as_the_plain_loop_does(cut: Cu
 
 
 def with_taught(teacher: Any, samples: list[TrainSample], k: int) -> list[TrainSample]:
-    """What an engine of the teacher would say: its k likeliest tokens wherever the policy chose one."""
+    """What an engine of the teacher would send: its k likeliest tokens wherever the policy chose one."""
     found = []
     for train in samples:
         with torch.no_grad():
@@ -397,7 +396,7 @@ def topk_loss(model: Any, samples: list[TrainSample]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("cut", CUTS[:2], ids=str)
-def test_gkd_learns_from_what_an_engine_of_the_teacher_said(cut: Cut, tmp_path: Path) -> None:
+def test_gkd_learns_from_what_an_engine_of_the_teacher_sent(cut: Cut, ranks: Ranks, tmp_path: Path) -> None:
     """There is no teacher in the learners: its folder does not even exist."""
     policy = tiny.make_policy(tmp_path / "policy", tied=True)
     model = tiny.load_plain(policy)
@@ -405,7 +404,8 @@ def test_gkd_learns_from_what_an_engine_of_the_teacher_said(cut: Cut, tmp_path: 
     plain = [make_samples(model, seed=1), on_policy(make_samples(model, seed=2))]
     samples = [with_taught(taught, batch, 12) for batch in plain]
     teacher = TeacherConfig(model="nowhere", served=True)
-    trained = train(policy, GKDConfig(type="gkd", teacher=teacher, beta=BETA, top_k=12), cut, samples, tmp_path)
+    config = GKDConfig(type="gkd", teacher=teacher, beta=BETA, top_k=12)
+    trained = train(learner_spec(policy, config, cut), cut, samples, tmp_path, ranks)
     chosen = optimizer(model.parameters(), LEARNING_RATE)
     for report, batch, factor in zip(trained.reports, samples, FACTORS, strict=True):
         loss = topk_loss(model, batch)
