@@ -1,4 +1,4 @@
-"""The reward service, whole: on Ray Serve, with processes that die, and beside another run's."""
+"""The complete reward service: on Ray Serve, with processes that die, and beside another run's."""
 
 from __future__ import annotations
 
@@ -16,17 +16,23 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import pytest_asyncio
+import ray
 import torch
 from pydantic import TypeAdapter
+from ray import serve
 from transformers import AutoModelForSequenceClassification
 
 from actors.messages import GroupScores, ScoreRequest
 from actors.rewards.config import RewardConfig
+from actors.rewards.ray_serve import CONTROLLER
 from actors.rewards.scorer import Scorer
 from actors.runtime.actor_group import RoleError
 from tests.support.tiny_reward_models import make_reward_model, make_tokenizer
 from trainers.errors import UserError
 from trainers.types import Completion, Prompt
+
+SLOW_S = 2.0
 
 RULES = """
 import os, sys
@@ -95,102 +101,125 @@ def judged(folder: Path, *texts: str) -> list[float]:
         return [model(chat).logits.item() for chat in chats]
 
 
-@pytest.mark.integration
-async def test_model_and_functions_together(ray_cluster: None, folder: Path) -> None:
+def apps(run_id: str) -> list[str]:
+    """The run's applications that Ray Serve has."""
+    return [name for name in serve.status().applications if name.startswith(f"rlhf-{run_id}-")]
+
+
+def serve_runs() -> bool:
+    return any(actor["name"] == CONTROLLER for actor in ray.util.list_named_actors(all_namespaces=True))
+
+
+def serve_test(test: Any) -> Any:
+    """In the event loop of the module, where the shared scorer lives."""
+    return pytest.mark.integration(pytest.mark.asyncio(loop_scope="module")(test))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def scorer(ray_cluster: None, folder: Path) -> AsyncIterator[Scorer]:
+    """A run's rewards, which start Ray Serve for all tests here (if it does not run), and end it with themselves."""
     model = config_of(type="model", model="judge", dtype="float32", threads=1, weight=0.5, clip=(-0.4, 0.4))
-    async with started(folder, model, function("is_right"), function("length", weight=0)) as scorer:
-        scores = await scorer.score(request_of("4", "5", "raise", ""))
-        judge = judged(folder, "4", "5", "raise", "")
-        assert scores.rewards["judge"] == pytest.approx(judge, abs=1e-5)
-        assert scores.rewards["is_right"] == (1.0, 0.0, None, 0.0)
-        assert scores.rewards["length"] == (1.0, 1.0, 5.0, None)
-        assert scores.reward[2] is None  # is_right failed; that length failed on the last does not count
-        clipped = [min(max(score, -0.4), 0.4) for score in judge]
-        expected = [0.5 * clipped[0] + 1, 0.5 * clipped[1], 0.5 * clipped[3]]
-        assert [scores.reward[i] for i in (0, 1, 3)] == pytest.approx(expected, abs=1e-5)
-        assert [failure.name for failure in scores.failures] == ["is_right", "length"]
-        assert causes(scores)[0].endswith("rules.py:4: is_right raised ValueError: no digits")
-
-        many = await asyncio.gather(*(scorer.score(request_of(f"{i}", "4")) for i in range(40)))
-        for i, group in enumerate(many):
-            assert group.rewards["is_right"] == (float(i == 4), 1.0)
-            assert group.rewards["judge"][1] == scores.rewards["judge"][0]  # to the last bit, in whatever batch
-    assert await no_apps()
+    watched = function("length", weight=0), function("slow", timeout_s=SLOW_S, weight=0)
+    before = serve_runs()
+    async with started(folder, model, function("is_right", retries=8), *watched, run_id="shared") as scorer:
+        yield scorer
+    assert serve_runs() == before
 
 
-async def no_apps() -> bool:
-    from ray import serve
-
-    return not serve.status().applications
-
-
-@pytest.mark.integration
-async def test_failures_are_never_zero(ray_cluster: None, folder: Path) -> None:
-    async with started(folder, function("is_right"), function("slow", timeout_s=0.5, weight=0)) as scorer:
-        scores = await scorer.score(request_of("4", "die", "nan", "huge", "hang"))
-        assert scores.rewards == {"is_right": (1.0, None, None, None, 0.0), "slow": (1.0, 1.0, 1.0, 1.0, None)}
-        assert scores.reward == (1.0, None, None, None, 0.0)
-        died, nan, huge, hung = causes(scores)
-        assert "the process of is_right was ended by SIGSEGV" in died
-        assert nan == "the score is nan; expected a finite number within float32"
-        assert "1e+200" in huge
-        assert "slow took more than 0.5 s" in hung
+def part_of(judged: float) -> float:
+    """What the model's score is in the sum."""
+    return 0.5 * min(max(judged, -0.4), 0.4)
 
 
-@pytest.mark.integration
-async def test_a_replica_that_dies_is_asked_again(ray_cluster: None, folder: Path) -> None:
-    async with started(folder, function("is_right"), run_id="mortal") as scorer:
-        (replica,) = (await scorer.score(request_of("pid"))).rewards["is_right"]
-        assert replica is not None
-        process = psutil.Process(int(replica))
-        workers = process.children()
-        os.kill(process.pid, signal.SIGKILL)
-        scores = await scorer.score(request_of("4", "5"))
-        assert scores.reward == (1.0, 0.0)
-        assert not scores.failures
-        assert not psutil.wait_procs(workers, timeout=10)[1]
+@serve_test
+async def test_model_and_functions_together(scorer: Scorer, folder: Path) -> None:
+    scores = await scorer.score(request_of("4", "5", "raise", ""))
+    judge = judged(folder, "4", "5", "raise", "")
+    assert scores.rewards["judge"] == pytest.approx(judge, abs=1e-5)
+    assert scores.rewards["is_right"] == (1.0, 0.0, None, 0.0)
+    assert scores.rewards["length"] == (1.0, 1.0, 5.0, None)
+    assert scores.reward[2] is None  # is_right failed; that length failed on the last does not count
+    expected = [part_of(judge[0]) + 1, part_of(judge[1]), part_of(judge[3])]
+    assert [scores.reward[i] for i in (0, 1, 3)] == pytest.approx(expected, abs=1e-5)
+    assert [failure.name for failure in scores.failures] == ["is_right", "length"]
+    assert causes(scores)[0].endswith("rules.py:4: is_right raised ValueError: no digits")
+
+    many = await asyncio.gather(*(scorer.score(request_of(f"{i}", "4")) for i in range(40)))
+    for i, group in enumerate(many):
+        assert group.rewards["is_right"] == (float(i == 4), 1.0)
+        assert group.rewards["judge"][1] == scores.rewards["judge"][0]  # to the last bit, in whatever batch
 
 
-@pytest.mark.integration
-async def test_two_runs_share_a_cluster(ray_cluster: None, folder: Path) -> None:
-    async with started(folder, function("is_right"), run_id="first") as first:
-        async with started(folder, function("is_right"), run_id="second") as second:
-            assert (await second.score(request_of("4"))).reward == (1.0,)
-        assert (await first.score(request_of("4"))).reward == (1.0,)  # the second took only its own away
-    assert await no_apps()
+@serve_test
+async def test_failures_are_never_zero(scorer: Scorer, folder: Path) -> None:
+    scores = await scorer.score(request_of("4", "die", "nan", "huge", "hang"))
+    assert scores.rewards["is_right"] == (1.0, None, None, None, 0.0)
+    assert scores.rewards["slow"] == (1.0, 1.0, 1.0, 1.0, None)
+    first, *failed, last = scores.reward
+    assert failed == [None] * 3
+    judge = judged(folder, "4", "hang")
+    assert (first, last) == pytest.approx((part_of(judge[0]) + 1, part_of(judge[1])), abs=1e-5)
+    died, nan, huge, hung = causes(scores)
+    assert "the process of is_right was ended by SIGSEGV" in died
+    assert nan == "the score is nan; expected a finite number within float32"
+    assert "1e+200" in huge
+    assert f"slow took more than {SLOW_S:g} s" in hung
 
 
-@pytest.mark.integration
-async def test_all_that_cannot_be_used_is_told_at_once(ray_cluster: None, folder: Path) -> None:
+@serve_test
+async def test_a_replica_that_dies_is_asked_again(scorer: Scorer) -> None:
+    (replica,) = (await scorer.score(request_of("pid"))).rewards["is_right"]
+    assert replica is not None
+    process = psutil.Process(int(replica))
+    workers = process.children()
+    os.kill(process.pid, signal.SIGKILL)
+    scores = await scorer.score(request_of("4", "5"))
+    assert scores.rewards["is_right"] == (1.0, 0.0)
+    assert not scores.failures
+    assert not psutil.wait_procs(workers, timeout=60)[1]
+
+
+@serve_test
+async def test_two_runs_share_a_cluster(scorer: Scorer, folder: Path) -> None:
+    before = apps("shared")
+    async with started(folder, function("is_right"), run_id="second") as second:
+        assert (await second.score(request_of("4"))).reward == (1.0,)
+        assert apps("second") == ["rlhf-second-is_right"]
+    assert apps("second") == []
+    assert apps("shared") == before  # the second took only its own away
+    assert (await scorer.score(request_of("4"))).rewards["is_right"] == (1.0,)
+
+
+@serve_test
+async def test_all_that_cannot_be_used_is_reported_at_once(scorer: Scorer, folder: Path) -> None:
     (folder / "broken.py").write_text("import no_such_module\ndef f(completion): return 1\n")
-    (folder / "hollow").mkdir(exist_ok=True)
     make_reward_model(folder / "hollow")
     (folder / "hollow" / "model.safetensors").write_bytes(b"\x08")
-    scorer = Scorer(
+    wrong = Scorer(
         [function("is_right"), config_of(type="function", path="broken.py:f"), config_of(type="model", model="hollow")],
         base_dir=folder,
-        run_id="run",
+        run_id="wrong",
     )
     with pytest.raises(UserError) as caught:
-        await scorer.start(deadline_s=120)
+        await wrong.start(deadline_s=120)
     assert [problem.where for problem in caught.value.problems] == ["rewards.1", "rewards.2"]
     assert "broken.py:1: importing it raised ModuleNotFoundError" in str(caught.value)
     assert "hollow: cannot be loaded as a reward model" in str(caught.value)
-    assert await no_apps()
+    assert apps("wrong") == []
 
 
-@pytest.mark.integration
-async def test_what_is_not_ready_in_time_is_named(ray_cluster: None, folder: Path) -> None:
+@serve_test
+async def test_what_is_not_ready_in_time_is_named(scorer: Scorer, folder: Path) -> None:
     model = config_of(type="model", model="judge", gpus=1)  # which this cluster does not have
-    scorer = Scorer([model], base_dir=folder, run_id="late")
+    late = Scorer([model], base_dir=folder, run_id="late")
     with pytest.raises(
-        RoleError, match=r"reward 0 failed in phase 'start'.*not ready within 8 s: rlhf-late-judge: DEPLOYING"
+        RoleError, match=r"reward 0 failed in phase 'start'.*not ready within 5 s: rlhf-late-judge: DEPLOYING"
     ):
-        await scorer.start(deadline_s=8)
-    assert await no_apps()
+        await late.start(deadline_s=5)
+    assert apps("late") == []
 
 
-async def test_what_is_missing_is_told_before_anything_starts(folder: Path) -> None:
+async def test_what_is_missing_is_reported_before_anything_starts(folder: Path) -> None:
     scorer = Scorer([function("is_rihgt"), config_of(type="model", model="./jugde")], base_dir=folder, run_id="run")
     with pytest.raises(UserError, match=r"did you mean 'is_right'\?") as caught:
         await scorer.start(deadline_s=1)
@@ -240,7 +269,7 @@ async def test_a_server_that_fails_for_a_moment_is_asked_again(judge: str, tmp_p
     assert Judge.asked == 3
 
 
-async def test_a_server_that_goes_on_failing_is_left_alone(judge: str, tmp_path: Path) -> None:
+async def test_a_server_that_keeps_failing_is_left_alone(judge: str, tmp_path: Path) -> None:
     Judge.failures = 1000
     async with started(tmp_path, config_of(type="http", url=judge, retries=0, name="judge")) as scorer:
         found = [await scorer.score(request_of("a", "bb")) for _ in range(8)]
