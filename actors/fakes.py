@@ -177,7 +177,8 @@ class FakeLearners:
         """See `protocols.Learners`."""
         await self._world.note("load", Path(directory).name)
         state = _read(directory, _STATE)
-        self._world.weight, self._velocity, self.value = state["weight"], state["velocity"], state["value"]
+        self._world.weight, self._velocity = state["weight"], state["velocity"]
+        self.value = state.get("value", 0.0)  # not in checkpoints from before there was a critic
         self._optimizer_steps = state["optimizer_steps"]
 
     async def export(self, directory: str) -> None:
