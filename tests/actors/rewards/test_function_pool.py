@@ -194,8 +194,8 @@ async def test_coroutines_run_at_once_and_one_that_waits_costs_nothing_else(pool
 
 @pytest.mark.integration
 async def test_a_coroutine_that_blocks_costs_its_process(pool_of: Open) -> None:
-    async with pool_of(ASYNC_HANG, "f", timeout_s=0.5) as pool:
-        assert "took more than 0.5 s" in await cause(pool, "blocks")
+    async with pool_of(ASYNC_HANG, "f", timeout_s=3) as pool:
+        assert "took more than 3 s" in await cause(pool, "blocks")
         assert await scores(pool, ["a"]) == [1.0]
 
 
