@@ -64,7 +64,7 @@ bench: setup  ## runs every benchmark (benchmarks/*.py), or one: make bench BENC
 	  if [ -f "$$script" ]; then found=1; echo "== $$script"; $(BIN)/python "$$script" || exit 1; fi; \
 	done; if [ $$found = 0 ]; then echo "no benchmark benchmarks/$(or $(BENCH),*).py" >&2; exit 1; fi
 
-requirements: setup  ## compiles deploy/requirements/{cpu,gpu}.txt anew from pyproject.toml
+requirements: setup  ## recompiles deploy/requirements/{cpu,gpu}.txt from pyproject.toml
 	@$(PYTHON) deploy/install.py --requirements
 
 clean:  ## removes the environment and every cache, never the runs

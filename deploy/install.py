@@ -2,7 +2,7 @@
 
     python3 deploy/install.py [--accelerator cpu|gpu]    what `make setup` runs; under a second where nothing changed
     python3 deploy/install.py --page-tools               adds what `make lint` checks the page's JavaScript with
-    python3 deploy/install.py --requirements             compiles the pinned requirement files anew from pyproject.toml
+    python3 deploy/install.py --requirements             recompiles the pinned requirement files from pyproject.toml
 
 It runs before anything is installed, so it knows the standard library only. Package sources are the user's own: what
 pip is configured with (environment or pip.conf) is handed on to uv and written nowhere; npm reads its own settings.
@@ -178,12 +178,12 @@ def explain(error: CommandError) -> SetupError:
 
 
 def make_venv(accelerator: str) -> None:
-    """Make or mend `.venv`; one of another accelerator or Python is made anew."""
+    """Make or repair `.venv`; one of another accelerator or Python is replaced."""
     clear = []
     if VENV.exists() and (
         _venv_python() != sys.version_info[:3] or stamped().get("accelerator", accelerator) != accelerator
     ):
-        print(f"setup: making {VENV} anew (it is for another Python or accelerator)")
+        print(f"setup: making {VENV} again (it is for another Python or accelerator)")
         clear = ["--clear"]
     try:
         run([sys.executable, "-m", "venv", *clear, str(VENV)])
@@ -334,7 +334,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Makes .venv with everything that rlhf-online needs.")
     parser.add_argument("--accelerator", choices=sorted(DISK_GB), help="default: what is installed, else cpu")
     parser.add_argument("--page-tools", action="store_true", help="install what checks the page's JavaScript")
-    parser.add_argument("--requirements", action="store_true", help="compile the pinned requirement files anew")
+    parser.add_argument("--requirements", action="store_true", help="recompile the pinned requirement files")
     options = parser.parse_args()
     lock_file = ROOT / ".cache" / "setup.lock"
     lock_file.parent.mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
 """An adapter merged into its base as one whole model, and what that changed. It knows transformers and PEFT, no engine.
 
-Everything is computed in float32, so that the difference that is told is that of the weights alone: the merged ones
+Everything is computed in float32, so that the difference that is reported is that of the weights alone: the merged ones
 are rounded to the policy's type.
 """
 

@@ -241,7 +241,7 @@ def resolve_paths(tree: Mapping[str, Any], base: Path) -> Tree:
 def parse_config(tree: Mapping[str, Any]) -> RunConfig:
     """The config that a tree of plain values (from YAML or JSON) means; UserError carries every problem.
 
-    Strict: "5" and true are no integers; a list may stand for a tuple and an integer for a float.
+    Strict: "5" and true are not integers; a list may stand for a tuple and an integer for a float.
     """
     problems = [
         Problem(path, f"expected a finite number, found {value}")

@@ -49,7 +49,7 @@ class Leaf:
     accepts: str  # in words
     default: str | None  # as JSON; None: must be given
     help: str
-    types: tuple[str, ...] = ()  # in a section told apart by `type`, those that have this key; (): all
+    types: tuple[str, ...] = ()  # in a section distinguished by `type`, those that have this key; (): all
     recommended: Recommended | None = None
 
 

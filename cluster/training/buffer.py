@@ -108,7 +108,7 @@ class RolloutBuffer:
         self._free += n
 
     def cursor(self) -> dict[str, Any]:
-        """The stream's state from which a resumed run goes on: before the oldest group that was not taken."""
+        """The stream's state from which a resumed run continues: before the oldest group that was not taken."""
         return self._slots[0].cursor if self._slots else self._stream.state()
 
     async def close(self) -> None:
