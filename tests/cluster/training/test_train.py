@@ -57,11 +57,12 @@ class Workspace:
     """A folder with models, prompts and rewards, and a way to run configs in it."""
 
     path: Path
-    scratch: Path  # every temporary file of the runs
+    scratch: Path  # of the runs' Ray
 
     def leftovers(self) -> list[str]:
-        """Temporary files, Ray's sessions and sockets among them, and shared memory."""
-        return sorted(f"{folder}/{name}" for folder in (self.scratch, SHARED_MEMORY) for name in os.listdir(folder))
+        """Ray's sessions and sockets, and our files in shared memory."""
+        ours = [name for name in os.listdir(SHARED_MEMORY) if name.startswith("rlhf-")]
+        return sorted([*os.listdir(self.scratch), *ours])
 
     def config(self, name: str, **changes: object) -> Path:
         tree = {
@@ -90,7 +91,7 @@ class Workspace:
             [RLHF, "train", str(config), *arguments],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, MARK: mark, "TMPDIR": str(self.scratch), "RAY_TMPDIR": str(self.scratch)},
+            env={**os.environ, MARK: mark, "RAY_TMPDIR": str(self.scratch)},
             cwd=self.path,
             start_new_session=True,
         )
