@@ -14,6 +14,7 @@ import pytest
 
 from actors.rewards.function_pool import HOPELESS, FunctionPool, WorkerError, read_function
 from actors.rewards.score import Answer
+from tests.support.processes import descendants_running
 from trainers.types import Prompt
 
 PROMPT = Prompt(
@@ -35,9 +36,7 @@ def pool_of(tmp_path: Path) -> Open:
             yield pool
         finally:
             await pool.close()
-            assert not [
-                p for p in psutil.Process().children(recursive=True) if "function_worker" in " ".join(p.cmdline())
-            ]
+            assert descendants_running("function_worker") == []
 
     return open_pool
 

@@ -20,6 +20,7 @@ from cluster.service.data.lengths import Lengths
 from cluster.service.exceptions import MalformedError
 from cluster.service.schemas import LengthsReport
 from cluster.service.settings import Settings
+from tests.support.processes import descendants_running
 from trainers.errors import UserError
 from trainers.tiny_models import make_tokenizer
 
@@ -58,7 +59,7 @@ def request(*messages: str) -> tuple[Request, asyncio.Event]:
 
 
 def helpers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "cluster.service.workers.main" in child.cmdline()]
+    return [psutil.Process(id) for id in descendants_running("cluster.service.workers.main")]
 
 
 @pytest.mark.integration  # imports transformers in a process: seconds

@@ -16,6 +16,7 @@ import pytest
 from cluster.service.exceptions import DeadlineError, InternalError
 from cluster.service.workers.messages import CheckWork, RowsWork
 from cluster.service.workers.pool import Helper
+from tests.support.processes import descendants_running
 from trainers.errors import UserError
 
 
@@ -42,8 +43,7 @@ def endless(tmp_path: Path) -> RowsWork:
 
 
 def children() -> list[int]:
-    found = psutil.Process().children()
-    return [child.pid for child in found if "cluster.service.workers.main" in child.cmdline()]
+    return descendants_running("cluster.service.workers.main")
 
 
 async def test_it_answers_and_stays_for_the_next(helper: Helper, prompts: RowsWork) -> None:
