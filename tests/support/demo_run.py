@@ -22,5 +22,5 @@ def run_demo(root: Path) -> DemoRun:
     """`rlhf demo` with its run under `root`."""
     done = subprocess.run([RLHF, "demo", "--root", str(root)], capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = root.iterdir()
+    (path,) = root.glob("[!.]*")  # beside the run: the cache of prompts
     return DemoRun(path, done.stdout)
