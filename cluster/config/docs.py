@@ -30,11 +30,11 @@ on the command line from the working directory.
 def render() -> str:
     """The page, as Markdown: one table for each section, in the schema's order."""
     schema = run_schema()
-    properties = schema.root["properties"]
+    sections = schema.root.properties
     lines = [_HEAD]
     for section, leaves in itertools.groupby(schema.leaves(), key=_section):
         title = f"## `{section}`" if section else "## The run"
-        help_text = "" if not section else str(properties[section].get("description", ""))
+        help_text = sections[section].help if section else ""
         lines += [f"{title}\n", *([f"{help_text}\n"] if help_text else [])]
         lines += ["| key | takes | default | |", "|---|---|---|---|", *map(_row, leaves), ""]
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from actors.config import GeneratorConfig, LearnerConfig, Placement, PolicyConfig, SyncConfig
 from actors.rewards.config import RewardConfig
+from cluster.config.field_errors import FieldError, field_errors
 from cluster.config.schema import Node, Schema
 from cluster.config.tree import Tree, apply_overrides, leaves, read_yaml, set_path, strings_at
 from trainers.algorithms.config import AlgorithmConfig
@@ -261,16 +262,16 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
 def _problems(error: ValidationError) -> list[Problem]:
     """One problem for each place, in words, in the order of the schema."""
     found: dict[str, str] = {}
-    for item in error.errors(include_url=False):
-        where, node = run_schema().locate(item["loc"])
-        if item["type"] == "too_short" and item["input"]:
+    for item in field_errors(error.errors(include_url=False)):
+        where, node = run_schema().locate(item.location)
+        if item.kind == "too_short" and item.given:
             continue  # its elements are wrong, and have problems of their own
-        if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        if item.kind in ("union_tag_invalid", "union_tag_not_found"):
             found.setdefault(f"{where}.type", _wrong_tag(item, node))
-        elif item["type"] == "extra_forbidden":
+        elif item.kind == "extra_forbidden":
             found.setdefault(where, _unknown_key(where))
-        elif item["type"] == "value_error":
-            found.setdefault(where, item["msg"].removeprefix("Value error, "))
+        elif item.kind == "value_error":
+            found.setdefault(where, item.message.removeprefix("Value error, "))
         else:
             found.setdefault(where, _wrong_value(item, where, node))
     return [Problem(where, message) for where, message in found.items()]
@@ -287,9 +288,9 @@ def _unknown_key(where: str) -> str:
     return f"unknown key; did you mean {' or '.join(nearest)}?" if nearest else "unknown key; `rlhf plan` lists all"
 
 
-def _wrong_tag(item: Any, node: Node | None) -> str:
-    tags = ", ".join(run_schema().alternatives(node or {}))
-    given = item["input"].get("type") if isinstance(item["input"], dict) else None
+def _wrong_tag(item: FieldError, node: Node | None) -> str:
+    tags = ", ".join(run_schema().alternatives(node) if node is not None else ())
+    given = item.given.get("type") if isinstance(item.given, dict) else None
     return (
         f"required, but missing; expected one of {tags}"
         if given is None
@@ -297,16 +298,16 @@ def _wrong_tag(item: Any, node: Node | None) -> str:
     )
 
 
-def _wrong_value(item: Any, where: str, node: Node | None) -> str:
-    expected = run_schema().describe(node) if node is not None else item["msg"]
-    if item["type"] == "missing" and where.rpartition(".")[2] == item["loc"][-1]:
+def _wrong_value(item: FieldError, where: str, node: Node | None) -> str:
+    expected = run_schema().describe(node) if node is not None else item.message
+    if item.kind == "missing" and where.rpartition(".")[2] == item.location[-1]:
         return f"required, but missing; expected {expected}"
-    if item["type"] == "string_pattern_mismatch":
+    if item.kind == "string_pattern_mismatch":
         allowed = "letters, digits, '.', '_' and '-', a letter or digit first"
-        return f"expected {allowed}, found {_found(item['input'])}"
-    if item["type"] in ("too_short", "string_too_short"):
+        return f"expected {allowed}, found {_found(item.given)}"
+    if item.kind in ("too_short", "string_too_short"):
         return f"is empty; expected {expected}"
-    return f"expected {expected}, found {_found(item['input'])}"
+    return f"expected {expected}, found {_found(item.given)}"
 
 
 def _found(value: Any) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from cluster.config.field_errors import field_errors
 from cluster.runs.atomic_files import RunDirectoryError, explained, fsync, sha256_file, write_atomic
 from cluster.runs.daemon_threads import map_concurrently
 from trainers.config import Config
@@ -163,8 +164,8 @@ class CheckpointStore:
             return DriverState.model_validate(parts)
         except ValidationError as error:
             raise UserError(
-                Problem(str(file), f"the driver's state, {'.'.join(map(str, detail['loc']))}: {detail['msg']}")
-                for detail in error.errors(include_url=False)
+                Problem(str(file), f"the driver's state, {detail.path}: {detail.message}")
+                for detail in field_errors(error.errors(include_url=False))
             ) from error
 
     def discard_after(self, step: int) -> None:

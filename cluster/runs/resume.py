@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
+from cluster.config.field_errors import FieldError, field_errors
 from cluster.config.tree import leaves
 from cluster.runs.checkpoint import checkpoint_steps
 from cluster.runs.directory import RunDirectory
@@ -68,7 +69,7 @@ def resume_differences(saved: Mapping[str, Any], config: BaseModel) -> list[Prob
     try:
         parsed = type(config).model_validate_json(json.dumps({**kept, **changed}), strict=True)
     except ValidationError as error:
-        return [_not_accepted(saved, detail) for detail in error.errors(include_url=False)]
+        return [_not_accepted(saved, detail) for detail in field_errors(error.errors(include_url=False))]
     old, new = dict(leaves(parsed.model_dump(mode="json"))), dict(leaves(given))
     problems = []
     for key in (*old, *(key for key in new if key not in old)):
@@ -81,15 +82,16 @@ def resume_differences(saved: Mapping[str, Any], config: BaseModel) -> list[Prob
     return problems
 
 
-def _not_accepted(saved: Any, detail: Any) -> Problem:
+def _not_accepted(saved: Any, detail: FieldError) -> Problem:
     """A problem of the saved tree in this version; pydantic's place without the tags of unions."""
     node: Any = saved
     parts: list[str] = []
-    for part in detail["loc"]:
-        if (isinstance(node, Mapping) and part in node) or (isinstance(node, list) and isinstance(part, int)):
+    for part in detail.location:
+        known = part in node if isinstance(node, Mapping) else isinstance(node, list) and isinstance(part, int)
+        if known:  # else the tag of a union
             node = node[part]
             parts.append(str(part))
-    if detail["type"] == "missing":
-        return Problem(".".join([*parts, str(detail["loc"][-1])]), "absent in the saved run, required now")
-    reason = "is not a key now" if detail["type"] == "extra_forbidden" else f"not accepted now ({detail['msg']})"
+    if detail.kind == "missing":
+        return Problem(".".join([*parts, str(detail.location[-1])]), "absent in the saved run, required now")
+    reason = "is not a key now" if detail.kind == "extra_forbidden" else f"not accepted now ({detail.message})"
     return Problem(".".join(parts), f"{node} in the saved run, {reason}")

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from cluster.config.field_errors import field_errors
 from cluster.config.run import problems_as_json
 from cluster.runs.atomic_files import RunDirectoryError
 from cluster.service.exceptions import (
@@ -108,7 +109,7 @@ async def _service(_: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = [Problem(".".join(str(part) for part in item["loc"]), str(item["msg"])) for item in error.errors()]
+    found = [Problem(item.path, item.message) for item in field_errors(error.errors())]
     return _answer(422, "invalid_request", "the request's parameters or body are not as expected", found)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cluster.config.run import parse_config, problems_as_json, run_schema
+from cluster.config.run import RunConfig, parse_config, problems_as_json
 from cluster.config.tree import set_path
 from cluster.doctor import diagnose
 from cluster.planning.plan import batch_arithmetic
@@ -100,7 +100,7 @@ class Service:
         self.busy = False  # with another's chat
         self.more_problems: list[dict[str, Any]] = []  # of every plan
         self.warnings: list[dict[str, Any]] = []  # likewise
-        self.schema: Any = run_schema().root  # tests put another one here
+        self.schema: Any = RunConfig.model_json_schema()  # tests put another one here
         self.lock = threading.RLock()
 
     def add_run(self, run_id: str, metrics: list[dict[str, Any]], state: str, **fields: Any) -> dict[str, Any]:

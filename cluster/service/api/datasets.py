@@ -17,7 +17,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi import Path as InPath
 from starlette.requests import ClientDisconnect
 
-from cluster.config.run import run_schema
+from cluster.config.run import RunConfig
 from cluster.models.catalog import Kind
 from cluster.models.object_store import is_address
 from cluster.service.api.dependencies import AppStateDep
@@ -104,7 +104,7 @@ async def cluster(parts: AppStateDep) -> ClusterInfo:
 
 @cache
 def _schema() -> tuple[bytes, str]:
-    text = json.dumps(run_schema().root).encode()
+    text = json.dumps(RunConfig.model_json_schema()).encode()
     return text, f'"{hashlib.sha256(text).hexdigest()[:32]}"'
 
 

@@ -11,7 +11,7 @@ import yaml
 from cluster.config import docs as config_docs
 from cluster.config.checks import cross_checks
 from cluster.config.run import RunConfig, load_config, parse_config, resolve_paths, run_schema
-from cluster.config.schema import Recommended, Schema
+from cluster.config.schema import Node, Recommended, Schema
 from cluster.config.tree import set_path
 from trainers.errors import UserError
 
@@ -76,8 +76,9 @@ def test_recommended_ranges_hold_the_defaults_and_what_is_allowed():
     found = {(leaf.path, leaf.types): leaf for leaf in run_schema().leaves() if leaf.recommended is not None}
     coefficient = found["algorithm.kl.coef", ("grpo", "ppo")]
     assert coefficient.recommended == Recommended(0.05, 0.1)
-    assert run_schema().root["$defs"]["KLConfig"]["properties"]["coef"]["recommended"] == [0.05, 0.1]
-    assert run_schema().root["$defs"]["SamplingConfig"]["properties"]["n"]["recommended_for"] == ["grpo"]
+    sections = RunConfig.model_json_schema()["$defs"]
+    assert sections["KLConfig"]["properties"]["coef"]["recommended"] == [0.05, 0.1]
+    assert sections["SamplingConfig"]["properties"]["n"]["recommended_for"] == ["grpo"]
     assert "0 loads no reference. Recommended: 0.05 to 0.1. (for" in config_docs.render()
     assert "(the group size). Recommended for `grpo`: 4 to 64. |" in config_docs.render()
     assert len(found) >= 12
@@ -407,4 +408,4 @@ def test_alternatives_say_which_of_them_has_a_key():
 
 
 def test_a_schema_of_any_pydantic_model_can_be_read():
-    assert isinstance(Schema(RunConfig.model_json_schema()).describe({"type": "string"}), str)
+    assert isinstance(Schema(RunConfig.model_json_schema()).describe(Node(type="string")), str)
