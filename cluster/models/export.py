@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,7 +26,22 @@ MEASURED = 8  # recorded samples on which the error is measured
 _PLAIN = "lora"  # in model/: the plain LoRA adapter that computes the same as an AdaLoRA one
 
 
-def export_merged(path: Path, target: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What `export.json` tells of a merged model."""
+
+    run: str
+    train_type: str
+    base: str
+    adapter: str
+    dtype: str
+    samples: int  # recorded ones, on which the error was measured
+    tokens: int  # of these, that were compared
+    logprob_error_max: float | None  # nats; None: the run holds no rollouts
+    logprob_error_mean: float | None
+
+
+def export_merged(path: Path, target: Path) -> Export:
     """Write the complete model of the run in `path` to the folder `target`; returns what `export.json` there contains.
 
     UserError, before anything is written, for a run that has no adapter to merge, and for a target that is in use or
@@ -53,36 +68,36 @@ def export_merged(path: Path, target: Path) -> dict[str, Any]:
         partial.mkdir(parents=True)
         error = merge_adapter(base, adapter, partial, dtype=config.policy.dtype, sequences=sequences)
         AutoTokenizer.from_pretrained(run.model).save_pretrained(partial)  # with the run's chat template
-        facts = {
-            "run": run.path.name,
-            "train_type": config.policy.train_type,
-            "base": base,
-            "adapter": str(adapter),
-            "dtype": config.policy.dtype,
-            "samples": len(sequences),
-            "tokens": error.tokens if error else 0,
-            "logprob_error_max": error.max if error else None,
-            "logprob_error_mean": error.mean if error else None,
-        }
-        write_atomic(partial / "export.json", json.dumps(facts, indent=2) + "\n")
+        export = Export(
+            run=run.path.name,
+            train_type=config.policy.train_type,
+            base=base,
+            adapter=str(adapter),
+            dtype=config.policy.dtype,
+            samples=len(sequences),
+            tokens=error.tokens if error else 0,
+            logprob_error_max=error.max if error else None,
+            logprob_error_mean=error.mean if error else None,
+        )
+        write_atomic(partial / "export.json", json.dumps(asdict(export), indent=2) + "\n")
         partial.rename(target)
     except (OSError, ValueError, SafetensorError) as cause:
         message = f"could not be merged and written to {target}: {str(cause).strip() or type(cause).__name__}"
         raise UserError([Problem(run.path.name, message)]) from cause
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return facts
+    return export
 
 
-def describe(facts: dict[str, Any], target: Path) -> str:
+def describe(export: Export, target: Path) -> str:
     """What was written, for a person."""
-    written = f"{target}: {facts['base']} with the adapter of {facts['run']} merged into it, in {facts['dtype']}"
-    if facts["logprob_error_max"] is None:
+    written = f"{target}: {export.base} with the adapter of {export.run} merged into it, in {export.dtype}"
+    if export.logprob_error_max is None:
         return f"{written}\nits error was not measured: the run holds no rollouts to measure it on"
     return (
-        f"{written}\nlog-probabilities of {facts['tokens']} tokens in {facts['samples']} recorded samples differ from "
-        f"those of base and adapter apart by {facts['logprob_error_max']:.3g} at most, "
-        f"{facts['logprob_error_mean']:.3g} on average"
+        f"{written}\nlog-probabilities of {export.tokens} tokens in {export.samples} recorded samples differ from "
+        f"those of base and adapter apart by {export.logprob_error_max:.3g} at most, "
+        f"{export.logprob_error_mean:.3g} on average"
     )
 
 

@@ -5,6 +5,7 @@ Pure arithmetic on the config and a model's sizes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cluster.config.run import RunConfig
@@ -21,6 +22,15 @@ class MemoryEstimate:
     role: str
     device: dict[str, int]
     host: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of one process for one purpose."""
+
+    name: str
+    size: int
+    on_host: bool = False
 
 
 def dtype_bytes(config: RunConfig) -> int:
@@ -45,45 +55,53 @@ def learner_memory(config: RunConfig, model: ModelInfo, *, teacher: ModelInfo | 
     train_type, lora = config.policy.train_type, config.policy.lora
     adapted = train_type != "full"
     trained = adapter_parameters(model, config.policy.adapter_rank or 0) if adapted else parameters
-    device, host = _in_training(config, parameters, trained, quantized=train_type == "qlora")
+    parts = [*_in_training(config, parameters, trained, quantized=train_type == "qlora")]
     if (critic := config.algorithm.capabilities.critic) is not None:
         judging = critic.train_type
         trained = parameters if judging == "full" else adapter_parameters(model, lora.r) + (model.hidden or 0)
-        on_device, on_host = _in_training(config, parameters, trained, quantized=judging == "qlora")
-        device["critic"] = sum(on_device.values())
-        if on_host:
-            host["critic"] = sum(on_host.values())
+        parts += _together("critic", _in_training(config, parameters, trained, quantized=judging == "qlora"))
     sharded = config.learners.workers if config.learners.zero_stage == 3 else 1
-    frozen = host if config.learners.offload == "all" else device
+    off_loaded = config.learners.offload == "all"
     if config.algorithm.kl.coef > 0 and not adapted:
-        frozen["reference"] = b * parameters // sharded
+        parts.append(Part("reference", b * parameters // sharded, off_loaded))
     if teacher is not None and teacher.parameters is not None and config.served_top_k is None:
-        frozen["teacher"] = b * teacher.parameters // sharded
+        parts.append(Part("teacher", b * teacher.parameters // sharded, off_loaded))
     tokens = config.train.max_tokens_per_microbatch
     if model.layers is not None and model.hidden is not None:
         inputs = tokens * model.hidden * b  # of one layer
         checkpointed = config.learners.gradient_checkpointing
-        device["activations"] = inputs * (model.layers + 17) if checkpointed else 17 * inputs * model.layers
+        activations = inputs * (model.layers + 17) if checkpointed else 17 * inputs * model.layers
+        parts.append(Part("activations", activations))
     if model.vocabulary is not None:
-        device["logits"] = 2 * b * tokens * model.vocabulary
-    return MemoryEstimate("learner", device, host)
+        parts.append(Part("logits", 2 * b * tokens * model.vocabulary))
+    return _estimate("learner", parts)
 
 
-def _in_training(
-    config: RunConfig, parameters: int, trained: int, *, quantized: bool
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of one model's share on (device, host); 4-bit weights are neither sharded nor off-loaded."""
+def _in_training(config: RunConfig, parameters: int, trained: int, *, quantized: bool) -> tuple[Part, ...]:
+    """One model's share; 4-bit weights are neither sharded nor off-loaded."""
     ranks, stage, offload = config.learners.workers, config.learners.zero_stage, config.learners.offload
-    weights = dtype_bytes(config) * parameters // (ranks if stage == 3 else 1)
-    device = {
-        "weights": parameters // 2 if quantized else weights,
-        "gradients": 4 * trained // (ranks if stage >= 2 else 1),
-    }
+    weights = parameters // 2 if quantized else dtype_bytes(config) * parameters // (ranks if stage == 3 else 1)
+    return (
+        Part("weights", weights, on_host=offload == "all" and not quantized),
+        Part("gradients", 4 * trained // (ranks if stage >= 2 else 1)),
+        Part("optimizer", ADAM_BYTES * trained // (ranks if stage >= 1 else 1), on_host=offload != "none"),
+    )
+
+
+def _together(name: str, parts: Iterable[Part]) -> Iterator[Part]:
+    """Their sums, on the device and on the host."""
+    whole = _estimate("", parts)
+    for held, on_host in ((whole.device, False), (whole.host, True)):
+        if held:
+            yield Part(name, sum(held.values()), on_host)
+
+
+def _estimate(role: str, parts: Iterable[Part]) -> MemoryEstimate:
+    device: dict[str, int] = {}
     host: dict[str, int] = {}
-    (device if offload == "none" else host)["optimizer"] = ADAM_BYTES * trained // (ranks if stage >= 1 else 1)
-    if offload == "all" and not quantized:
-        host["weights"] = device.pop("weights")
-    return device, host
+    for part in parts:
+        (host if part.on_host else device)[part.name] = part.size
+    return MemoryEstimate(role, device, host)
 
 
 def adapter_parameters(model: ModelInfo, rank: int) -> int:
@@ -108,15 +126,12 @@ def generator_memory(config: RunConfig, model: ModelInfo, *, gpus: bool) -> Memo
     if model.parameters is None:
         return None
     shards = config.generators.tensor_parallel
-    weights = dtype_bytes(config) * model.parameters // shards
+    weights = Part("weights", dtype_bytes(config) * model.parameters // shards)
     if not gpus:
-        return MemoryEstimate(
-            "generator", {"weights": weights, "kv_cache": int(config.generators.kv_cache_gib * GIB)}, {}
-        )
-    per_token = kv_bytes_per_token(config, model)
-    device = {"weights": weights}
+        return _estimate("generator", [weights, Part("kv_cache", int(config.generators.kv_cache_gib * GIB))])
+    parts, per_token = [weights], kv_bytes_per_token(config, model)
     if per_token is not None:
         samples = config.train.prompts_per_step * config.sampling.n
         sequences = min(config.generators.max_num_seqs, -(-samples // config.generators.replicas))
-        device["kv_cache"] = per_token * config.max_model_len * sequences // shards
-    return MemoryEstimate("generator", device, {})
+        parts.append(Part("kv_cache", per_token * config.max_model_len * sequences // shards))
+    return _estimate("generator", parts)
