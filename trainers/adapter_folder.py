@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,33 @@ _OTHER_BASES = ("corda", "loftq", "lora_ga", "olora", "pissa")  # initial values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """What `adapter_config.json` says, by PEFT's names. A file may hold anything: what uses a value checks it."""
+
+    peft_type: Any = None
+    task_type: Any = None
+    base_model_name_or_path: Any = None
+    revision: Any = None
+    r: Any = None
+    lora_alpha: Any = None
+    bias: Any = "none"
+    init_lora_weights: Any = None
+    other_sums: tuple[str, ...] = ()  # options that are set, of those with which a layer computes something else
+
+    @classmethod
+    def read(cls, folder: Path) -> AdapterConfig:
+        """That of the adapter in a folder. ValueError names a file that cannot be read."""
+        found = read_json(folder / CONFIG, largest=_LONGEST_CONFIG)
+        known = {field.name: found[field.name] for field in fields(cls) if field.name in found}
+        return cls(**{**known, "other_sums": tuple(option for option in _OTHER_SUMS if found.get(option))})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterFolder:
     """An adapter of a kind that can be merged into its base, with complete weights."""
 
     path: Path
-    config: Mapping[str, Any]
+    config: AdapterConfig
     base: str  # an absolute folder, or a hub id
     tensors: Mapping[str, Sequence[int]]  # names in the file → shapes
 
@@ -48,17 +70,17 @@ class AdapterFolder:
     @property
     def kind(self) -> str:
         """PEFT's name for the kind of adapter."""
-        return str(self.config["peft_type"])
+        return str(self.config.peft_type)
 
     @property
     def rank(self) -> int:
         """LoRA's r."""
-        return int(self.config["r"])
+        return int(self.config.r)
 
     @property
     def alpha(self) -> float:
         """LoRA's alpha."""
-        return float(self.config["lora_alpha"])
+        return float(self.config.lora_alpha)
 
     @property
     def labels(self) -> int:
@@ -81,7 +103,7 @@ def find_base(folder: str | Path) -> str:
 
     A relative `base_model_name_or_path` counts from the adapter's folder, then from the working directory.
     """
-    return _find_base(Path(folder), read_json(Path(folder) / CONFIG, largest=_LONGEST_CONFIG))
+    return _find_base(Path(folder), AdapterConfig.read(Path(folder)))
 
 
 def tokenizer_source(name: str) -> str:
@@ -98,10 +120,9 @@ def read_adapter(name: str | Path, *, where: str) -> AdapterFolder:
     """The adapter in a folder. Raises UserError with `where` for one that cannot be merged."""
     folder = Path(name)
     try:
-        config = read_json(folder / CONFIG, largest=_LONGEST_CONFIG)
-        kind = config.get("peft_type")
-        if kind not in MERGEABLE:
-            raise ValueError(f"{name} is an adapter of kind {kind}; give one of {', '.join(MERGEABLE)}")
+        config = AdapterConfig.read(folder)
+        if config.peft_type not in MERGEABLE:
+            raise ValueError(f"{name} is an adapter of kind {config.peft_type}; give one of {', '.join(MERGEABLE)}")
         found = AdapterFolder(path=folder, config=config, base=_find_base(folder, config), tensors=_tensors(folder))
         _require_fit(found)
         return found
@@ -119,27 +140,33 @@ def _not_plain(adapter: AdapterFolder, largest_rank: int) -> Iterator[str]:
     if adapter.kind != "LORA":
         yield f"only LoRA can be continued, and this is {adapter.kind}"
         return
-    yield from (f"{option} cannot be continued" for option in _OTHER_SUMS if config.get(option))
-    if config.get("bias", "none") != "none":
-        yield f"its biases are trained too (bias: {config['bias']}), which cannot be continued"
-    if str(config.get("init_lora_weights")).startswith(_OTHER_BASES):
-        yield f"init_lora_weights: {config['init_lora_weights']} changes the base too, which cannot be continued"
-    rank, alpha = config.get("r"), config.get("lora_alpha")
+    yield from (f"{option} cannot be continued" for option in config.other_sums)
+    if config.bias != "none":
+        yield f"its biases are trained too (bias: {config.bias}), which cannot be continued"
+    if str(config.init_lora_weights).startswith(_OTHER_BASES):
+        yield f"init_lora_weights: {config.init_lora_weights} changes the base too, which cannot be continued"
+    rank, alpha = config.r, config.lora_alpha
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
         yield f"{CONFIG} has no rank (r: {rank}) and scale (lora_alpha: {alpha})"
         return
     if rank > largest_rank:
         yield f"its rank {rank} is more than the {largest_rank} that the generators serve"
     for tensor, shape in adapter.tensors.items():
-        pair = _PAIR.fullmatch(tensor)
-        if pair is None or pair["layer"].rpartition(".")[2] in ("lm_head", "embed_tokens"):
+        layer, _ = _layer_and_side(tensor)
+        if layer is None or layer.rpartition(".")[2] in ("lm_head", "embed_tokens"):
             yield f"it holds {tensor}, and only adapters of linear layers can be continued"
         elif rank not in shape:
             yield f"{tensor} has shape {list(shape)}, and {CONFIG} has rank {rank}"
 
 
-def _find_base(folder: Path, config: Mapping[str, Any]) -> str:
-    file, named = folder / CONFIG, config.get("base_model_name_or_path")
+def _layer_and_side(tensor: str) -> tuple[str | None, str]:
+    """Of `….lora_A.weight` or `….lora_B.weight`, the layer and A or B; a layer of None for any other tensor."""
+    found = _PAIR.fullmatch(tensor)
+    return (found.group("layer"), found.group("side")) if found is not None else (None, "")
+
+
+def _find_base(folder: Path, config: AdapterConfig) -> str:
+    file, named = folder / CONFIG, config.base_model_name_or_path
     if not isinstance(named, str) or not named:
         raise ValueError(f"{file} names no base model; set base_model_name_or_path to its path")
     if "://" in named:
@@ -155,8 +182,8 @@ def _find_base(folder: Path, config: Mapping[str, Any]) -> str:
             f"the base of {folder} is not here: {named} (base_model_name_or_path in {CONFIG}); set it "
             "to the present path"
         )
-    if config.get("revision"):
-        raise ValueError(f"the base of {folder} is revision {config['revision']} of {named}; name a folder with it")
+    if config.revision:
+        raise ValueError(f"the base of {folder} is revision {config.revision} of {named}; name a folder with it")
     return named
 
 
@@ -168,16 +195,16 @@ def _require_fit(adapter: AdapterFolder) -> None:
     base = _matrices(Path(adapter.base))
     families = {_DIGITS.sub("#", layer) for layer in base}
     for tensor, shape in adapter.tensors.items():
-        pair = _PAIR.fullmatch(tensor)
-        if pair is None or _DIGITS.sub("#", layer := pair["layer"]) not in families:
+        layer, side = _layer_and_side(tensor)
+        if layer is None or _DIGITS.sub("#", layer) not in families:
             continue
         if layer not in base:
             raise ValueError(f"{adapter.path} is not an adapter of {adapter.base}, which has no {layer}")
-        if shape[1 if pair["side"] == "A" else 0] not in base[layer]:
+        if shape[1 if side == "A" else 0] not in base[layer]:
             sizes = " × ".join(map(str, base[layer])), " × ".join(map(str, shape))
             raise ValueError(
                 f"{adapter.path} is not an adapter of {adapter.base}, whose {layer} is {sizes[0]}, while its own "
-                f"lora_{pair['side']} is {sizes[1]}"
+                f"lora_{side} is {sizes[1]}"
             )
 
 

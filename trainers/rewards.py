@@ -61,9 +61,10 @@ class RunningNormalizer:
     @classmethod
     def from_state(cls, state: Mapping[str, float]) -> RunningNormalizer:
         """The inverse of `state`. Raises ValueError on anything else."""
-        if set(state) != {"count", "mean", "m2"} or state["count"] < 0 or state["m2"] < 0:
-            raise ValueError(f"not the statistics of a reward normalizer: {dict(state)}")
-        return cls(count=int(state["count"]), mean=float(state["mean"]), m2=float(state["m2"]))
+        match state:
+            case {"count": count, "mean": mean, "m2": m2, **rest} if count >= 0 and m2 >= 0 and not rest:
+                return cls(count=int(count), mean=float(mean), m2=float(m2))
+        raise ValueError(f"not the statistics of a reward normalizer: {dict(state)}")
 
 
 def clipped(score: float, clip: tuple[float, float] | None) -> float:

@@ -88,8 +88,8 @@ def _adapter_problem(folder: Path) -> str | None:
         adapter = read_adapter(folder, where="rewards")
     except UserError as error:
         return error.problems[0].message
-    if adapter.config.get("task_type") != "SEQ_CLS" or not adapter.labels:
-        task = adapter.config.get("task_type")
+    task = adapter.config.task_type
+    if task != "SEQ_CLS" or not adapter.labels:
         return f"{folder} is an adapter for {task}; a reward model's is for SEQ_CLS and holds its head's weights"
     if adapter.labels != 1:
         return f"{folder} is an adapter of a classifier with {adapter.labels} labels; a reward model has exactly one"

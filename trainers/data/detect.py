@@ -32,8 +32,10 @@ MESSAGES_RESPONSE = {name: Shape("sft", f"`messages` and `{name}`") for name in 
 MESSAGES_ASSISTANT_LAST = Shape("sft", "`messages` ending in an assistant turn")
 INSTRUCTION_OUTPUT = Shape("sft", "`instruction` and `output`")
 CHOSEN_REJECTED = Shape("preference", "`chosen` and `rejected`")
-REJECTED = {name: Shape("preference", f"`{name}`") for name in ("rejected_response", "rejected_messages")}
-LABELED = {name: Shape("kto", f"a true/false `label` and `{name}`") for name in (*RESPONSE_FIELDS, "output")}
+REJECTED_RESPONSE = Shape("preference", "`rejected_response`")
+REJECTED_MESSAGES = Shape("preference", "`rejected_messages`")
+LABELED_RESPONSE = {name: Shape("kto", f"a true/false `label` and `{name}`") for name in RESPONSE_FIELDS}
+LABELED_OUTPUT = Shape("kto", "a true/false `label` and `output`")
 LABELED_MESSAGES = Shape("kto", "a true/false `label` and `messages` ending in an assistant turn")
 TEXT = Shape("pretrain", "`text` only")
 
@@ -113,18 +115,18 @@ def _offline(record: dict[str, Any]) -> Shape | None:
     if isinstance(record.get("chosen"), written) and isinstance(record.get("rejected"), written):
         return CHOSEN_REJECTED
     if isinstance(record.get("rejected_response"), written):
-        return REJECTED["rejected_response"]
+        return REJECTED_RESPONSE
     if isinstance(record.get("rejected_messages"), list):
-        return REJECTED["rejected_messages"]
+        return REJECTED_MESSAGES
     return _labeled(record) if isinstance(record.get("label"), bool) else None
 
 
 def _labeled(record: dict[str, Any]) -> Shape | None:
     """The KTO shape of a record with a true/false `label`; None without a completion: then the label is a column."""
     if name := _response_field(record):
-        return LABELED[name]
+        return LABELED_RESPONSE[name]
     if _is_alpaca(record):
-        return LABELED["output"]
+        return LABELED_OUTPUT
     return LABELED_MESSAGES if ends_with_response(record.get("messages")) else None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
@@ -14,6 +15,20 @@ import numpy.typing as npt
 
 ROW = np.dtype([("offset", "<u8"), ("length", "<u4"), ("line", "<u4")])  # 16 bytes a record
 RowArray = npt.NDArray[np.void]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Where one record is."""
+
+    offset: int
+    length: int
+    line: int
+
+    @classmethod
+    def of(cls, rows: RowArray, i: int) -> Row:
+        """Row `i` of a table."""
+        return cls(*rows[i].item())
 
 
 class IndexWriter:

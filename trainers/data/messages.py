@@ -42,11 +42,8 @@ def ends_with_response(messages: Any) -> bool:
 
 def calls(message: dict[str, Any]) -> bool:
     """True for an assistant turn that calls tools."""
-    return (
-        message.get("role") == "assistant"
-        and isinstance(message.get("tool_calls"), list)
-        and bool(message["tool_calls"])
-    )
+    tool_calls = message.get("tool_calls")
+    return message.get("role") == "assistant" and isinstance(tool_calls, list) and bool(tool_calls)
 
 
 def check_messages(messages: Any) -> list[Finding]:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from trainers.data.detect import Detector
 from trainers.data.findings import SHOWN, FileReport, Finding, LineProblem, plural
-from trainers.data.index import IndexWriter, RowArray, read_at
+from trainers.data.index import IndexWriter, Row, RowArray, read_at
 from trainers.data.jsonl import JsonlScan, Rejecter
 from trainers.data.record import to_prompt
 from trainers.data.source import (
@@ -73,27 +73,34 @@ class PromptFile:
 
     def record(self, i: int) -> dict[str, Any]:
         """The complete record as written in the file, with integers of any size."""
-        row = self.rows[i]
-        data = read_at(self._file.fileno(), int(row["offset"]), int(row["length"]))
+        row = Row.of(self.rows, i)
+        data = read_at(self._file.fileno(), row.offset, row.length)
         try:
             record = self._decode(data)
         except ValueError:
             record = None
         if not isinstance(record, dict):
-            where = f"{self.source}:{int(row['line'])}"
+            where = f"{self.source}:{row.line}"
             raise UserError([Problem(where, "the file was changed while it is in use; start again with the new one")])
         return record
 
     def line(self, i: int) -> int:
         """The line of a prompt in its file, from 1 (a row, in Parquet)."""
-        return int(self.rows[i]["line"])
+        return Row.of(self.rows, i).line
 
     def identity(self) -> str:
         """Changes with the content of the file and with which of its prompts are used; not with its path."""
-        digest = hashlib.sha256(f"{self.fingerprint} {len(self)}\n".encode())
-        for start in range(0, len(self), 2**16):
-            digest.update(self.rows["line"][start : start + 2**16].tobytes())
+        digest = hashlib.sha256()
+        for part in self.identifying():
+            digest.update(part)
         return digest.hexdigest()
+
+    def identifying(self) -> Iterator[bytes]:
+        """What `identity` is made from, in parts: the content's digest, and the number of each line that is used."""
+        yield f"{self.fingerprint} {len(self)}\n".encode()
+        lines = self.rows["line"]
+        for start in range(0, len(self), 2**16):
+            yield lines[start : start + 2**16].tobytes()
 
     def reads(self, stored: BinaryIO) -> bool:
         """True if this file itself is read, not a copy."""
@@ -138,9 +145,8 @@ class PromptSet(Sequence[Prompt]):
         """Changes with the content of any file and with which of its prompts are used; not with their paths."""
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(f"{file.fingerprint} {len(file)}\n".encode())
-            for start in range(0, len(file), 2**16):
-                digest.update(file.rows["line"][start : start + 2**16].tobytes())
+            for part in file.identifying():
+                digest.update(part)
         return digest.hexdigest()[:32]
 
     def only(self, kept: Sequence[npt.NDArray[np.int64]]) -> PromptSet:

@@ -20,11 +20,12 @@ def to_prompt(record: Mapping[str, Any], *, source: str, line: int) -> Prompt:
     {'answer': '4'}
     """
     left_out = {*_PROMPT_FIELDS, *(name for name in RESPONSE_FIELDS if record.get(name) is not None)}
+    prompt, turns = record.get("prompt"), record.get("messages")
     messages: tuple[Message, ...]
-    if record.get("messages") is not None:
-        messages = tuple(without_response(record["messages"]))
-    elif record.get("prompt") is not None:
-        messages = (_user(record["prompt"]),)
+    if turns is not None:
+        messages = tuple(without_response(turns))
+    elif prompt is not None:
+        messages = (_user(prompt),)
     else:
         messages = (_user(_instruction(record)),)
         left_out |= set(_ALPACA_FIELDS)
@@ -35,8 +36,9 @@ def to_prompt(record: Mapping[str, Any], *, source: str, line: int) -> Prompt:
 def response_of(record: Mapping[str, Any]) -> str | None:
     """The response in `sft` data, if it is a text; GKD may train on it."""
     values = [record.get(name) for name in RESPONSE_FIELDS]
-    if record.get("messages") is not None and len(without_response(record["messages"])) < len(record["messages"]):
-        values.append(record["messages"][-1].get("content"))
+    turns = record.get("messages")
+    if turns is not None and len(without_response(turns)) < len(turns):
+        values.append(turns[-1].get("content"))
     elif record.get("prompt") is None:
         values.append(record.get("output"))
     return next((v for v in values if isinstance(v, str)), None)

@@ -16,7 +16,7 @@ from cluster.training.recording import Recording
 from cluster.training.roles import Launched
 from cluster.training.run_spec import Merge, RunSpec, derive_spec
 from tests.support.fake_runs import Silent
-from trainers.adapter_folder import AdapterFolder
+from trainers.adapter_folder import AdapterConfig, AdapterFolder
 
 
 @dataclass
@@ -128,7 +128,7 @@ def test_a_base_is_written_before_the_generators_load_it(run: RunDirectory) -> N
 
 
 def test_an_adapter_is_merged_before_anything_loads_it(run: RunDirectory) -> None:
-    adapter = AdapterFolder(path=Path("/models/adapter"), base="/models/base", config={}, tensors={})
+    adapter = AdapterFolder(path=Path("/models/adapter"), base="/models/base", config=AdapterConfig(), tensors={})
     config = config_of()
     spec = replace(spec_of(config, run), merge=Merge(policy=config.policy, adapter=adapter, directory="merged"))
     log, parts = start(spec, run)

@@ -14,7 +14,7 @@ from actors.modeling.policy_source import Origin
 from cluster.config.run import RunConfig, parse_config
 from cluster.runs.directory import RunDirectory
 from cluster.training.run_spec import RunSpec, derive_spec
-from trainers.adapter_folder import AdapterFolder
+from trainers.adapter_folder import AdapterConfig, AdapterFolder
 
 RUN = RunDirectory(Path("/runs/20250131-run-abc"))
 
@@ -90,7 +90,7 @@ def test_qlora_serves_the_base_that_the_learners_write() -> None:
 
 def test_an_adapter_that_is_merged_is_loaded_merged_by_every_role() -> None:
     config = config_of(policy={"model": "/models/adapter", "dtype": "float32"})
-    adapter = AdapterFolder(path=Path("/models/adapter"), base="/models/base", config={}, tensors={})
+    adapter = AdapterFolder(path=Path("/models/adapter"), base="/models/base", config=AdapterConfig(), tensors={})
     on_base = config.policy.model_copy(update={"model": "/models/base"})
     spec = derive_spec(config, Origin(policy=on_base, merged=adapter), RUN, gpus=False)
     assert spec.merge is not None
@@ -100,7 +100,7 @@ def test_an_adapter_that_is_merged_is_loaded_merged_by_every_role() -> None:
 
 def test_an_adapter_that_is_continued_goes_to_the_learners() -> None:
     config = config_of(policy={"model": "/models/adapter", "train_type": "lora"})
-    adapter = AdapterFolder(path=Path("/models/adapter"), base="/models/base", config={}, tensors={})
+    adapter = AdapterFolder(path=Path("/models/adapter"), base="/models/base", config=AdapterConfig(), tensors={})
     on_base = PolicyConfig(model="/models/base", train_type="lora")
     spec = derive_spec(config, Origin(policy=on_base, continued=adapter), RUN, gpus=False)
     assert (spec.learner.adapter, spec.learner.policy.model) == (adapter, "/models/base")
