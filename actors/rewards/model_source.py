@@ -5,22 +5,20 @@ It loads the standard library only until `start`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actors.rewards.config import ModelReward
 from actors.rewards.near_names import names_in, nearest
 from actors.rewards.source import Pace
 from trainers.adapter_folder import is_adapter, read_adapter
 from trainers.errors import Problem, UserError
+from trainers.model_folder import ModelFolder, has_weights, is_path
 
 if TYPE_CHECKING:
     from actors.messages import ScoreRequest
     from actors.rewards.ray_serve import Ask, RewardApps
     from actors.rewards.score import Answer
-
-DEFAULT_LABELS = 2  # of a config.json that does not name them
 
 
 class ModelSource:
@@ -73,14 +71,9 @@ def _model_problem(name: str, base_dir: Path) -> str | None:
     if is_adapter(folder):
         return _adapter_problem(folder)
     try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except FileNotFoundError:
-        return f"{folder} has no config.json; expected a model in Hugging Face format"
-    except (OSError, ValueError) as error:
-        return f"{folder / 'config.json'} cannot be read: {error}"
-    if not isinstance(config, dict):
-        return f"{folder / 'config.json'} is not a JSON object"
-    return _checkpoint_problem(folder, config)
+        return _checkpoint_problem(ModelFolder.read(folder))
+    except ValueError as error:
+        return str(error)
 
 
 def _adapter_problem(folder: Path) -> str | None:
@@ -94,37 +87,38 @@ def _adapter_problem(folder: Path) -> str | None:
     if adapter.labels != 1:
         return f"{folder} is an adapter of a classifier with {adapter.labels} labels; a reward model has exactly one"
     base = Path(adapter.base)
-    if base.is_dir() and not (base / "config.json").is_file():
-        return f"the base of {folder} is not a model: {base} has no config.json"
-    if base.is_dir() and not any(base.glob("*.safetensors")):
+    if not base.is_dir():
+        return None
+    try:
+        ModelFolder.read(base)
+    except ValueError as error:
+        return f"the base of {folder} is not a model: {error}"
+    if not has_weights(base):
         return f"{base}, the base of {folder}, has no *.safetensors; other formats can run code and are refused"
     return None
 
 
 def _missing_model(name: str, base_dir: Path) -> str | None:
-    """A hub id has one slash at most; where its first part is a folder here, a path was meant."""
-    path = Path(name).expanduser()
-    parent = (base_dir / path).parent
-    is_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if is_path or ("/" in name and parent.is_dir()):
-        return f"no such folder: {base_dir / path}{nearest(path.name, names_in(parent))}"
-    return None
+    if not is_path(name, base_dir):
+        return None
+    path = base_dir / Path(name).expanduser()
+    if path.is_file():
+        return f"{path} is a file; give the folder of a model"
+    return f"no such folder: {path}{nearest(path.name, names_in(path.parent))}"
 
 
-def _checkpoint_problem(folder: Path, config: dict[str, Any]) -> str | None:
-    architectures = config.get("architectures") or []
-    if "auto_map" in config:
+def _checkpoint_problem(model: ModelFolder) -> str | None:
+    folder = model.path
+    if model.needs_own_code:
         return f"{folder} needs code of its own to be loaded, which is refused; use a model that transformers knows"
-    if not any(str(name).endswith("ForSequenceClassification") for name in architectures):
-        found = ", ".join(map(str, architectures)) or "nothing"
+    if not model.is_classifier:
+        found = ", ".join(model.architectures) or "nothing"
         return (
             f"{folder} is not a sequence-classification checkpoint (its architectures: {found}); "
             "a reward model is one with a single label"
         )
-    id2label = config.get("id2label")
-    labels = len(id2label) if isinstance(id2label, dict) else config.get("num_labels", DEFAULT_LABELS)
-    if labels != 1:
-        return f"{folder} is a classifier with {labels} labels; a reward model has exactly one"
-    if not any(folder.glob("*.safetensors")):
+    if model.labels != 1:
+        return f"{folder} is a classifier with {model.labels} labels; a reward model has exactly one"
+    if not has_weights(folder):
         return f"{folder} has no *.safetensors; other formats can run code and are refused"
     return None

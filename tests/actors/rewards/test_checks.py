@@ -83,7 +83,7 @@ def test_models_that_may_be_right(tmp_path: Path, config: Any) -> None:
         ({"architectures": ["Qwen3ForCausalLM"]}, "(its architectures: Qwen3ForCausalLM)"),
         (ONE_LABEL | {"auto_map": {"AutoModel": "x.y"}}, "needs code of its own"),
         ("{", "config.json cannot be read"),
-        ("[]", "config.json is not a JSON object"),
+        ("[]", "config.json does not hold a JSON object"),
     ],
 )  # fmt: skip
 def test_models_that_are_wrong(tmp_path: Path, config: Any, message: str) -> None:
@@ -103,6 +103,12 @@ def test_a_missing_folder(tmp_path: Path, name: str) -> None:
     (problem,) = found(tmp_path, {"type": "model", "model": name})
     assert problem.message.startswith("no such folder: ")
     assert ("did you mean 'judge'?" in problem.message) == name.endswith("jugde")
+
+
+def test_a_file_is_no_folder_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "judge").touch()
+    (problem,) = found(tmp_path, {"type": "model", "model": "judge"})
+    assert problem.message == f"{tmp_path}/judge is a file; give the folder of a model"
 
 
 def test_a_folder_without_config(tmp_path: Path) -> None:
