@@ -73,6 +73,11 @@ def test_the_service_loads_no_torch(module: str) -> None:
     assert imported_by(module) & (HEAVY - {"ray", "pyarrow"}) == set()
 
 
+@pytest.mark.parametrize("module", ["actors.messages", "cluster.training.run_spec"])
+def test_what_the_roles_are_told_loads_nothing_heavy(module: str) -> None:
+    assert imported_by(module) & HEAVY == set()
+
+
 @pytest.mark.parametrize("module", ["cluster.config.run", "cluster.cli.main"])
 def test_config_and_cli_load_nothing_heavy(module: str) -> None:
     assert imported_by(module) & HEAVY == set()

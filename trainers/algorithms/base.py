@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from trainers.types import AnnotatedSample, TrainSample
+
+if TYPE_CHECKING:
+    from torch import Tensor  # seconds to import, and the driver's messages need no more than `Mean`
 
 Need: TypeAlias = Literal["old_logprobs", "ref_logprobs", "values", "divergence"]
 """The first three are computed before the update, the last one (from the teacher) in its forward passes."""
