@@ -157,7 +157,6 @@ class FakeLearners:
             loss=sum(report.losses) / len(steps),
             grad_norm=sum(report.grad_norms) / len(steps),
             learning_rate=report.learning_rate,
-            optimizer_steps=len(steps),
             gap_max=report.gap_max,
             gap_sample=samples[report.gap_at].sample.id if report.gap_at >= 0 else "",
         )

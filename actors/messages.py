@@ -115,7 +115,6 @@ class StepReport:
     loss: float  # mean over the step's optimizer steps
     grad_norm: float | None  # likewise, before clipping; None where only the critic learned
     learning_rate: float
-    optimizer_steps: int
     gap_max: float  # largest difference of trainer's and generator's log-probabilities at the rollouts' weights
     gap_sample: str  # where
 

@@ -150,7 +150,6 @@ def _merge(reports: Sequence[UpdateReport], samples: Sequence[TrainSample]) -> S
         loss=sum(sum(r.losses) for r in reports) / steps,
         grad_norm=float(np.mean(norms)) if norms else None,
         learning_rate=reports[0].learning_rate,
-        optimizer_steps=steps,
         gap_max=worst.gap_max,
         gap_sample=samples[worst.gap_at].sample.id if worst.gap_at >= 0 else "",
     )

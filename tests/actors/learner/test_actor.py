@@ -155,7 +155,6 @@ def test_loss_and_gradient_norm_are_those_of_the_plain_loop(trained: Trained, tr
         assert report.loss == pytest.approx(truth.losses[k], rel=0, abs=1e-6 * truth.sizes[k])
         assert report.grad_norm == pytest.approx(truth.grad_norms[k], rel=1e-6)
         assert report.learning_rate == pytest.approx(LEARNING_RATE * FACTORS[k], rel=1e-12)
-        assert report.optimizer_steps == 1
 
 
 def test_reported_gap_is_the_largest_before_the_update(trained: Trained, truth: Truth) -> None:
@@ -231,7 +230,7 @@ def test_several_updates_and_passes_are_those_of_the_plain_loop(
     changes = {"updates_per_step": 2, "epochs_per_step": 2, "lr_schedule": "constant", "warmup_steps": 0}
     made = replace(made, train=made.train.model_copy(update=changes))
     with ranks.learners(made, cut, tmp_path) as group:
-        report = tiny.run(group.update(samples, UpdateOptions(kl_coef=KL_COEF), seed=seed))
+        tiny.run(group.update(samples, UpdateOptions(kl_coef=KL_COEF), seed=seed))
         after = tiny.run(group.annotate([s.sample for s in samples], frozenset({"old_logprobs"})))
     model = tiny.load_plain(policy)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -242,7 +241,7 @@ def test_several_updates_and_passes_are_those_of_the_plain_loop(
         grpo_terms(model, [samples[i] for i in chosen]).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
-    assert report.optimizer_steps == len(steps) == 4
+    assert len(steps) == 4
     for row, expected in zip(after, sequence_logprobs(model, samples), strict=True):
         np.testing.assert_allclose(row.old_logprobs, expected, rtol=0, atol=1e-4)
 

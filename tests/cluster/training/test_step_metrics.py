@@ -78,7 +78,6 @@ def facts(**changes: object) -> StepFacts:
         loss=-0.25,
         grad_norm=1.5,
         learning_rate=1e-5,
-        optimizer_steps=1,
         gap_max=0.001,
         gap_sample="p/0",
     )
@@ -131,9 +130,7 @@ def test_a_step_by_hand() -> None:
 
 
 def test_what_does_not_apply_is_absent() -> None:
-    report = StepReport(
-        metrics={}, loss=0.0, grad_norm=0.0, learning_rate=0.0, optimizer_steps=1, gap_max=0.0, gap_sample=""
-    )
+    report = StepReport(metrics={}, loss=0.0, grad_norm=0.0, learning_rate=0.0, gap_max=0.0, gap_sample="")
     metrics = step_metrics(facts(report=report, kl_coef=None))
     assert [key for key in metrics if key.startswith(("kl/", "importance/", "value/", "distill/", "eval/"))] == []
 
