@@ -14,7 +14,7 @@ import torch
 from actors.config import LearnerConfig, PolicyConfig
 from actors.learner.actor import Learner
 from actors.learner.group import LearnerGroup
-from actors.messages import LearnerSpec
+from actors.messages import LearnerSpec, StepReport, UpdateOptions
 from tests.support import tiny
 from tests.support.forked_ranks import ForkServer
 from trainers.algorithms.config import GRPOConfig, KLConfig
@@ -133,6 +133,46 @@ class Ranks:
         if cut.on_ray:
             self.start_ray()
         return tiny.learner_group(spec, logs, forks=None if cut.on_ray else self.forks, cls=cls)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the learners under test did: a step on the first samples, a checkpoint, a step on the second ones."""
+
+    samples: tuple[list[TrainSample], list[TrainSample]]
+    reports: list[StepReport]
+    before: list[AnnotatedSample]  # of the first samples
+    after: list[AnnotatedSample]
+    out: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.out / "checkpoint"
+
+    @property
+    def exported(self) -> Path:
+        return self.out / "model"
+
+
+def step(group: LearnerGroup, samples: list[TrainSample], cut: Cut, *, seed: int = 0) -> StepReport:
+    return tiny.run(group.update(shuffled(samples, cut), UpdateOptions(kl_coef=KL_COEF), seed=(seed,)))
+
+
+def annotated(group: LearnerGroup, samples: list[TrainSample]) -> list[AnnotatedSample]:
+    needs = frozenset({"old_logprobs", "ref_logprobs"})
+    return tiny.run(group.annotate([s.sample for s in samples], needs))  # type: ignore[arg-type]
+
+
+def two_steps(
+    group: LearnerGroup, samples: tuple[list[TrainSample], list[TrainSample]], cut: Cut, out: Path
+) -> Trained:
+    before = annotated(group, samples[0])
+    made = Trained(samples, [step(group, samples[0], cut)], before, [], out)
+    tiny.run(group.save(str(made.checkpoint)))
+    made.reports.append(step(group, samples[1], cut))
+    made.after.extend(annotated(group, samples[0]))
+    tiny.run(group.export(str(made.exported)))
+    return made
 
 
 def grpo() -> GRPOConfig:

@@ -13,8 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from actors.config import LearnerConfig
-from actors.learner.group import LearnerGroup
-from actors.messages import LearnerSpec, StepReport, UpdateOptions
+from actors.messages import LearnerSpec, UpdateOptions
 from tests.support import tiny
 from tests.support.learning import (
     CLIP,
@@ -25,18 +24,21 @@ from tests.support.learning import (
     WEIGHT_DECAY,
     Cut,
     Ranks,
+    Trained,
+    annotated,
     grpo,
     grpo_terms,
     learner_spec,
     make_samples,
     on_policy,
     sequence_logprobs,
-    shuffled,
+    step,
+    two_steps,
 )
 from trainers.config import ImportanceConfig
 from trainers.errors import UserError
 from trainers.packing import pack_updates
-from trainers.types import AnnotatedSample, Float32Array, TrainSample
+from trainers.types import Float32Array, TrainSample
 
 pytestmark = pytest.mark.integration
 
@@ -83,33 +85,9 @@ def spec(model: Path, cut: Cut, *, dtype: str = "float32") -> LearnerSpec:
     return learner_spec(model, grpo(), cut, dtype=dtype, chat_template=CHAT_TEMPLATE)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What the learners under test did."""
-
-    cut: Cut
-    reports: list[StepReport]
-    before: list[AnnotatedSample]
-    after: list[AnnotatedSample]
-    checkpoint: Path
-    exported: Path
-
-
-def step(group: LearnerGroup, samples: list[TrainSample], cut: Cut) -> StepReport:
-    return tiny.run(group.update(shuffled(samples, cut), UpdateOptions(kl_coef=KL_COEF), seed=(0,)))
-
-
 def train(model: Path, truth: Truth, cut: Cut, out: Path, ranks: Ranks, *, dtype: str = "float32") -> Trained:
-    needs = frozenset({"old_logprobs", "ref_logprobs"})
-    probes = [s.sample for s in truth.samples[0]]
     with ranks.learners(spec(model, cut, dtype=dtype), cut, out) as group:
-        before = tiny.run(group.annotate(probes, needs))
-        reports = [step(group, truth.samples[0], cut)]
-        tiny.run(group.save(str(out / "checkpoint")))
-        reports.append(step(group, truth.samples[1], cut))
-        after = tiny.run(group.annotate(probes, needs))
-        tiny.run(group.export(str(out / "model")))
-    return Trained(cut, reports, before, after, out / "checkpoint", out / "model")
+        return two_steps(group, truth.samples, cut, out)
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +162,8 @@ def test_exported_weights_are_those_of_the_plain_loop(trained: Trained, truth: T
 
 
 def test_annotations_are_the_policys_now_and_the_reference_as_it_began(trained: Trained, truth: Truth) -> None:
-    for annotated, now in ((trained.before, truth.before), (trained.after, truth.after)):
-        for row, policy, reference in zip(annotated, now, truth.before, strict=True):
+    for rows, now in ((trained.before, truth.before), (trained.after, truth.after)):
+        for row, policy, reference in zip(rows, now, truth.before, strict=True):
             np.testing.assert_allclose(row.old_logprobs, policy, rtol=0, atol=1e-4)
             np.testing.assert_allclose(row.ref_logprobs, reference, rtol=0, atol=1e-4)
 
@@ -209,8 +187,7 @@ def test_a_loaded_checkpoint_continues_bit_for_bit(
     with ranks.learners(spec(policy, cut), cut, tmp_path) as group:
         tiny.run(group.load(str(trained.checkpoint)))
         report = step(group, truth.samples[1], cut)
-        probes = [s.sample for s in truth.samples[0]]
-        rows = tiny.run(group.annotate(probes, frozenset({"old_logprobs", "ref_logprobs"})))
+        rows = annotated(group, truth.samples[0])
         tiny.run(group.export(str(tmp_path / "model")))
     assert report == trained.reports[1]
     for row, expected in zip(rows, trained.after, strict=True):
@@ -235,8 +212,8 @@ def test_several_updates_and_passes_are_those_of_the_plain_loop(
     model = tiny.load_plain(policy)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     (steps,) = pack_updates(samples, updates=2, epochs=2, shards=1, max_tokens=cut.budget, seed=seed)
-    for step in steps:
-        chosen = [int(i) for batch in step.micro_batches for i in batch.order]
+    for update in steps:
+        chosen = [int(i) for batch in update.micro_batches for i in batch.order]
         optimizer.zero_grad()
         grpo_terms(model, [samples[i] for i in chosen]).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)

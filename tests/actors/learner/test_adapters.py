@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,27 +21,27 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from actors.config import LoraConfig
-from actors.messages import LearnerSpec, StepReport, UpdateOptions
+from actors.messages import LearnerSpec
 from tests.support import tiny
 from tests.support.learning import (
     FACTORS,
-    KL_COEF,
     LEARNING_RATE,
     MAX_GRAD_NORM,
     WEIGHT_DECAY,
     Cut,
     Ranks,
+    Trained,
     grpo,
     grpo_terms,
     learner_spec,
     make_samples,
     on_policy,
     sequence_logprobs,
-    shuffled,
+    step,
+    two_steps,
 )
 from tests.support.tiny_adapters import make_adapter
 from trainers.adapter_folder import read_adapter
-from trainers.types import AnnotatedSample, TrainSample
 
 pytestmark = [
     pytest.mark.integration,
@@ -57,6 +57,7 @@ CASES += [
 ]  # one micro-batch: the penalty's gradient is the second that ZeRO-3 sees
 CASES += [("continued lora", cut) for cut in CUTS] + [("continued qlora", CUTS[2])]
 SFT = "sft"  # folder of the adapter that is continued, in the policy's
+INITIAL = "initial"  # folder of the adapter as it was made, in a training's
 
 
 def spec(model: Path, kind: str, cut: Cut) -> LearnerSpec:
@@ -64,19 +65,6 @@ def spec(model: Path, kind: str, cut: Cut) -> LearnerSpec:
     return (
         replace(made, adapter=read_adapter(model / SFT, where="policy.model")) if kind.startswith("continued") else made
     )
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What the learners under test did."""
-
-    samples: tuple[list[TrainSample], list[TrainSample]]
-    reports: list[StepReport]
-    before: list[AnnotatedSample]
-    after: list[AnnotatedSample]
-    initial: Path
-    checkpoint: Path
-    exported: Path
 
 
 def plain_base(policy: Path, kind: str) -> Any:
@@ -109,18 +97,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(policy: Path, kind: str, cut: Cut, out: Path, ranks: Ranks) -> Trained:
     begun = plain_reference(policy, kind)
     samples = make_samples(begun, seed=1), on_policy(make_samples(begun, seed=2))
-    needs = frozenset({"old_logprobs", "ref_logprobs"})
-    probes = [s.sample for s in samples[0]]
-    order = UpdateOptions(kl_coef=KL_COEF)
     with ranks.learners(spec(policy, kind, cut), cut, out) as group:
-        tiny.run(group.export(str(out / "initial")))
-        before = tiny.run(group.annotate(probes, needs))
-        reports = [tiny.run(group.update(shuffled(samples[0], cut), order, seed=(0,)))]
-        tiny.run(group.save(str(out / "checkpoint")))
-        reports.append(tiny.run(group.update(shuffled(samples[1], cut), order, seed=(0,))))
-        after = tiny.run(group.annotate(probes, needs))
-        tiny.run(group.export(str(out / "model")))
-    return Trained(samples, reports, before, after, out / "initial", out / "checkpoint", out / "model")
+        tiny.run(group.export(str(out / INITIAL)))
+        return two_steps(group, samples, cut, out)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +109,7 @@ def trainings(policy: Path, ranks: Ranks, tmp_path_factory: pytest.TempPathFacto
 
 def plain_steps(policy: Path, kind: str, trained: Trained) -> tuple[Any, list[float], list[float]]:
     """The same two steps by PEFT and torch alone, float64: model, losses, gradient norms."""
-    initial = policy / SFT if kind.startswith("continued") else trained.initial
+    initial = policy / SFT if kind.startswith("continued") else trained.out / INITIAL
     model: Any = peft.PeftModel.from_pretrained(plain_base(policy, kind), initial, is_trainable=True)
     model.double().eval()
     parameters = {name: p for name, p in model.named_parameters() if "lora_" in name}  # ranknum is a constant
@@ -210,8 +189,7 @@ def test_a_loaded_checkpoint_continues_bit_for_bit(
     trained = trainings(kind, cut)
     with ranks.learners(spec(policy, kind, cut), cut, tmp_path) as group:
         tiny.run(group.load(str(trained.checkpoint)))
-        order = UpdateOptions(kl_coef=KL_COEF)
-        report = tiny.run(group.update(shuffled(trained.samples[1], cut), order, seed=(0,)))
+        report = step(group, trained.samples[1], cut)
         tiny.run(group.export(str(tmp_path / "model")))
     assert report == trained.reports[1]
     again, before = (load_file(d / "adapter_model.safetensors") for d in (tmp_path / "model", trained.exported))
@@ -228,7 +206,7 @@ def test_the_masters_of_bfloat16_singular_values_stay_finer(
     made = learner_spec(policy, grpo(), cut, rate=RATE, train_type="adalora", lora=LORA, dtype="bfloat16")
     with ranks.learners(made, cut, tmp_path) as group:
         for seed in range(2):
-            tiny.run(group.update(shuffled(samples, cut), UpdateOptions(kl_coef=KL_COEF), seed=(seed,)))
+            step(group, samples, cut, seed=seed)
         tiny.run(group.save(str(tmp_path)))
         tiny.run(group.export(str(tmp_path / "model")))
     masters = get_fp32_state_dict_from_zero_checkpoint(tmp_path, tag="learner", exclude_frozen_parameters=True)

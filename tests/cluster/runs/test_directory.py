@@ -1,4 +1,4 @@
-"""A run's directory: layout, record, lock, and which run `--resume auto` continues."""
+"""A run's directory: layout, record, lock."""
 
 import importlib.metadata
 import json
@@ -25,33 +25,8 @@ from cluster.runs.directory import (
     package_versions,
 )
 from cluster.runs.summary import list_runs
-from trainers.config import Config, SamplingConfig, TrainConfig
+from tests.support.small_config import RewardConfig, RunConfig, create
 from trainers.errors import UserError
-
-
-class EvalConfig(Config):
-    every: int = 10
-
-
-class RewardConfig(Config):
-    path: str
-    timeout_s: float = 10.0
-
-
-class RunConfig(Config):
-    name: str = "haiku"
-    seed: int = 0
-    root: str = "runs"
-    sampling: SamplingConfig = SamplingConfig()
-    train: TrainConfig = TrainConfig(steps=20)
-    eval: EvalConfig = EvalConfig()
-    rewards: tuple[RewardConfig, ...] = (RewardConfig(path="r.py:reward"),)
-
-
-def create(root: Path, config: RunConfig | None = None) -> RunDirectory:
-    config = config or RunConfig()
-    return RunDirectory.create(root, config.name, config)
-
 
 # --- creation
 

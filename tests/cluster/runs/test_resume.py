@@ -8,32 +8,9 @@ from cluster.runs.checkpoint import CheckpointStore, DriverState
 from cluster.runs.directory import RunDirectory
 from cluster.runs.resume import find_resumable, resume_differences
 from tests.support.fake_runs import make_config
-from trainers.config import Config, SamplingConfig, TrainConfig
+from tests.support.small_config import EvalConfig, RewardConfig, RunConfig, create
+from trainers.config import SamplingConfig, TrainConfig
 from trainers.errors import Problem
-
-
-class EvalConfig(Config):
-    every: int = 10
-
-
-class RewardConfig(Config):
-    path: str
-    timeout_s: float = 10.0
-
-
-class RunConfig(Config):
-    name: str = "haiku"
-    seed: int = 0
-    root: str = "runs"
-    sampling: SamplingConfig = SamplingConfig()
-    train: TrainConfig = TrainConfig(steps=20)
-    eval: EvalConfig = EvalConfig()
-    rewards: tuple[RewardConfig, ...] = (RewardConfig(path="r.py:reward"),)
-
-
-def create(root: Path, config: RunConfig | None = None) -> RunDirectory:
-    config = config or RunConfig()
-    return RunDirectory.create(root, config.name, config)
 
 
 def checkpointed(root: Path, config: RunConfig | None = None, *, step: int = 10) -> RunDirectory:
