@@ -47,10 +47,10 @@ class ParquetScan:
         """Read all rows; `on_share` gets each further share of them. Raises UnreadableError for a damaged file."""
         try:
             file = pq.ParquetFile(stored, buffer_size=2**20)
-            _check_names(file.schema_arrow)
+            check_names(file.schema_arrow)
             row = 1
             for batch in file.iter_batches(batch_size=batch_rows(file.metadata)):
-                self._rows(row, list(_rows(batch)))
+                self._rows(row, list(batch_values(batch)))
                 row += batch.num_rows
                 if on_share is not None:
                     on_share(batch.num_rows / file.metadata.num_rows)
@@ -62,7 +62,7 @@ class ParquetScan:
         shapes: list[Shape | None] = []
         numbers = range(first, first + len(rows))
         for number, row in zip(numbers, rows, strict=True):
-            shape, findings = _judge(row)
+            shape, findings = judge(row)
             self._tally.findings.add(number, findings)
             shapes.append(shape)
             if shape is not None and self._tally.detector.usable(shape):
@@ -82,7 +82,7 @@ class ParquetScan:
         self._copied += len(data)
 
 
-def _judge(row: dict[str, Any] | Finding) -> tuple[Shape | None, list[Finding]]:
+def judge(row: dict[str, Any] | Finding) -> tuple[Shape | None, list[Finding]]:
     """The shape of a row and the findings about it. NaN outside `prompt` and `messages` becomes None in the row."""
     if isinstance(row, Finding):
         return None, [row]
@@ -100,14 +100,15 @@ def batch_rows(metadata: Any) -> int:
     return int(min(max(BATCH_BYTES * metadata.num_rows // max(size, 1), 1), MAX_BATCH_ROWS))
 
 
-def _check_names(schema: Any) -> None:
+def check_names(schema: Any) -> None:
+    """Raises UnreadableError where two columns share a name."""
     names = schema.names
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise UnreadableError(Finding(twice[0], "several columns of this name", "each column name once"))
 
 
-def _rows(batch: Any) -> Iterator[dict[str, Any] | Finding]:
+def batch_values(batch: Any) -> Iterator[dict[str, Any] | Finding]:
     """Rows as Python values; a row that cannot be converted (not UTF-8, a date out of range) as a finding."""
     try:
         rows = batch.to_pylist()

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import gzip
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cluster.service.workers.truncate import CUT, MOST_ITEMS, OVER, JsonBudget
-from trainers.data.detect import inspect
+from trainers.data.detect import Shape, inspect
+from trainers.data.findings import Finding
 from trainers.data.messages import without_response
-from trainers.data.parquet import batch_rows
+from trainers.data.parquet import batch_rows, batch_values, check_names, judge
 from trainers.data.record import to_prompt
+from trainers.data.source import UnreadableError
 from trainers.data.strict import DecodeError, loads
 
 _MESSAGES, _COLUMNS, _PROBLEM = 40 << 10, 24 << 10, 4 << 10  # bytes of JSON of one row
@@ -28,6 +30,7 @@ _LONGEST_LINE = 1 << 22  # bytes; a longer record is not shown
 _MOST_FINDINGS = 20  # of one record
 _BATCH_ROWS = 16  # the file's own sizes count a value that repeats only once
 _HIDDEN = ("prompt", "messages")
+_Judge: TypeAlias = Callable[[Any], tuple[Shape | None, list[Finding]]]
 
 
 def read_rows(path: Path, *, count: int, offset: int) -> list[dict[str, Any]]:
@@ -35,13 +38,16 @@ def read_rows(path: Path, *, count: int, offset: int) -> list[dict[str, Any]]:
 
     Raises OSError or ValueError where the file cannot be read at all.
     """
-    parquet = path.name.endswith(".parquet")
-    records = _parquet(path, offset) if parquet else itertools.islice(_lines(path), offset, None)
-    return [_row(line, record) for line, record in itertools.islice(records, count)]
+    if not path.name.endswith(".parquet"):
+        return [_row(line, record, inspect) for line, record in itertools.islice(_lines(path), offset, offset + count)]
+    try:
+        return [_row(number, record, judge) for number, record in itertools.islice(_parquet(path, offset), count)]
+    except UnreadableError as error:
+        raise ValueError(_as_text(error.finding)) from error
 
 
-def _row(line: int, record: Any) -> dict[str, Any]:
-    messages, columns, problem = _parts(line, record)
+def _row(line: int, record: Any, judged: _Judge) -> dict[str, Any]:
+    messages, columns, problem = _parts(line, record, judged)
     return {
         "line": line,
         "messages": None if messages is None else _chat(messages),
@@ -50,21 +56,24 @@ def _row(line: int, record: Any) -> dict[str, Any]:
     }
 
 
-def _parts(line: int, record: Any) -> tuple[Sequence[Any] | None, Mapping[str, Any], str | None]:
+def _parts(line: int, record: Any, judged: _Judge) -> tuple[Sequence[Any] | None, Mapping[str, Any], str | None]:
     """Messages, columns and problem, as large as they are."""
     if isinstance(record, str):
         return None, {}, record
-    shape, findings = inspect(record)
+    shape, findings = judged(record)
     wrong = [finding for finding in findings if finding.severity == "error"][:_MOST_FINDINGS]
     if shape is None or wrong:
-        problem = "; ".join(f"{f.field or 'record'}: found {f.found}, expected {f.expected}" for f in wrong)
-        return None, _columns(record), problem or "no valid record"
+        return None, _columns(record), "; ".join(map(_as_text, wrong)) or "no valid record"
     if shape.format in ("rlhf-online", "sft"):
         prompt = to_prompt(record, source=str(line), line=line)
         messages = record["messages"] if record.get("messages") is not None else prompt.messages
         return messages, _columns(prompt.columns), None
     turns = without_response(record["messages"]) if isinstance(record.get("messages"), list) else None
     return turns, _columns(record), None
+
+
+def _as_text(finding: Finding) -> str:
+    return f"{finding.field or 'record'}: found {finding.found}, expected {finding.expected}"
 
 
 def _columns(record: Any) -> dict[str, Any]:
@@ -107,10 +116,14 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _parquet(path: Path, offset: int) -> Iterator[tuple[int, Any]]:
-    """(row, values) after the first `offset`; only so many rows are held at a time as may be large."""
+    """(row, values or why it has none) after the first `offset`, as a run reads them.
+
+    Only so many rows are held at a time as may be large.
+    """
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, pre_buffer=False) as file:
+        check_names(file.schema_arrow)
         groups, number = list(range(file.num_row_groups)), 0
         while groups and number + file.metadata.row_group(groups[0]).num_rows <= offset:
             number += file.metadata.row_group(groups.pop(0)).num_rows
@@ -119,4 +132,4 @@ def _parquet(path: Path, offset: int) -> Iterator[tuple[int, Any]]:
             for index in range(batch.num_rows):
                 number += 1
                 if number > offset:
-                    yield number, batch.slice(index, 1).to_pylist()[0]
+                    yield number, next(batch_values(batch.slice(index, 1)))

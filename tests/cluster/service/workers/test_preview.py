@@ -64,6 +64,37 @@ def test_a_value_that_a_file_stores_once_is_not_held_for_every_row(tmp_path: Pat
     assert int(kib) < 256 << 10
 
 
+def test_a_parquet_row_is_shown_as_a_run_reads_it(tmp_path: Path) -> None:
+    """NaN beside the prompt is a missing value, a null key of a message is not there, NaN in the prompt is an error."""
+    call = [{"function": {"name": "add"}, "type": None}]
+    asked: list[dict[str, Any]] = [{"role": "user", "content": "2 + 2?", "tool_calls": None}]
+    calling = [*asked, {"role": "assistant", "content": None, "tool_calls": call}]
+    answered = [*calling, {"role": "tool", "content": "4", "tool_calls": None}]
+    table = {"messages": [asked, answered, None], "answer": [float("nan"), 4.0, 1.0]}
+    pq.write_table(pa.table(table), tmp_path / "p.parquet")
+    first, second, third = read_rows(tmp_path / "p.parquet", count=9, offset=0)
+    assert first["columns"] == {"answer": None}
+    assert first["messages"] == [{"role": "user", "content": "2 + 2?"}]
+    assert second["messages"][1]["tool_calls"] == [{"function": {"name": "add"}}]
+    assert second["messages"][2] == {"role": "tool", "content": "4"}
+    assert third["problem"].startswith("messages: found null")
+
+
+def test_a_parquet_row_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    raw = pa.array([b"good", b"b\xffd"], pa.binary())
+    pq.write_table(pa.table({"prompt": pa.Array.from_buffers(pa.string(), 2, raw.buffers())}), tmp_path / "p.parquet")
+    good, bad = read_rows(tmp_path / "p.parquet", count=9, offset=0)
+    assert good["messages"] == [{"role": "user", "content": "good"}]
+    assert bad["problem"] == "prompt: found byte 0xff at byte 1 of the value, not UTF-8, expected UTF-8 text"
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
+    pq.write_table(twice, tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match="prompt: found several columns of this name"):
+        read_rows(tmp_path / "p.parquet", count=9, offset=0)
+
+
 async def test_rows_that_take_too_much_memory_are_a_users_problem(helper: Helper, tmp_path: Path) -> None:
     """16 rows of 80 MiB are more than the reader's 1 GiB; it goes on with the next file."""
     large = repeated(tmp_path / "large.parquet", "a" * (80 << 20), 1000)
