@@ -20,6 +20,7 @@ class Config(BaseModel):
 class SamplingConfig(Config):
     """How completions are drawn. Every option keeps generator and trainer on the same distribution."""
 
+    # Meant for what compares a prompt's completions: the plan's warnings and docs/configuration.md say so.
     n: int = Field(default=8, ge=1, json_schema_extra={"recommended": [4, 64], "recommended_for": ["grpo"]})
     """Completions for each prompt (the group size)."""
     temperature: float = Field(default=1.0, gt=0, le=10, json_schema_extra={"recommended": [0.7, 1.2]})
