@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
+import torch.distributed as dist
 from vllm import EngineArgs, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.exceptions import VLLMClientError
@@ -329,7 +331,19 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
         **device_args,
         **_weight_args(spec),
     )
-    return LLMEngine.from_engine_args(args, enable_multiprocessing=False)
+    engine = LLMEngine.from_engine_args(args, enable_multiprocessing=False)
+    _remove_rendezvous()
+    return engine
+
+
+def _remove_rendezvous() -> None:
+    """Remove the file over which a worker in this process has met itself: it would stay when the process is killed."""
+    if dist.is_initialized():
+        store = dist.distributed_c10d._get_default_store()
+        while isinstance(store, dist.PrefixStore):
+            store = store.underlying_store
+        if isinstance(store, dist.FileStore):
+            Path(store.path).unlink(missing_ok=True)
 
 
 def _weight_args(spec: EngineSpec) -> dict[str, Any]:

@@ -60,8 +60,9 @@ class Workspace:
     scratch: Path  # of the runs' Ray
 
     def leftovers(self) -> list[str]:
-        """Ray's sessions and sockets, and our files in shared memory."""
-        ours = [name for name in os.listdir(SHARED_MEMORY) if name.startswith("rlhf-")]
+        """Ray's sessions and sockets, our files and DeepSpeed's in shared memory, vLLM's among the temporary ones."""
+        places = {SHARED_MEMORY: ("rlhf-", "deepspeed_"), tempfile.gettempdir(): ("vllm_dist_",)}
+        ours = [name for place, prefixes in places.items() for name in os.listdir(place) if name.startswith(prefixes)]
         return sorted([*os.listdir(self.scratch), *ours])
 
     def config(self, name: str, **changes: object) -> Path:
