@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,16 @@ OFFLINE = {
     "RAY_worker_niceness": "0",  # beside other work of the machine, deadlines would pass
 }
 os.environ.update(OFFLINE)
+
+
+_ALL_INTEGRATION = re.compile(r"^pytestmark = .*\bintegration\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files without any quick test are not imported for the quick part."""
+    if collection_path.suffix == ".py" and config.option.markexpr.startswith("not integration"):
+        return bool(_ALL_INTEGRATION.search(collection_path.read_text(encoding="utf-8"))) or None
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -165,7 +165,12 @@ def test_importing_the_command_line_loads_nothing_heavy():
     ("mistake", "message", "unneeded"),
     [
         ("train.steps=0", "train.steps: expected integer ≥ 1, found 0", {"torch", "ray", "transformers", "numpy"}),
-        ("sampling.max_tokens=100000", "the model's context has", {"torch", "ray"}),
+        pytest.param(
+            "sampling.max_tokens=100000",
+            "the model's context has",
+            {"torch", "ray"},
+            marks=pytest.mark.integration,
+        ),
     ],
 )
 def test_a_mistake_is_refused_before_what_it_does_not_need_is_imported(tmp_path, mistake, message, unneeded):

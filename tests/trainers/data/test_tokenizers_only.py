@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from trainers.tiny_models import make_tokenizer
+
+pytestmark = pytest.mark.integration
 
 ENCODE = """
 import json, os, sys
