@@ -27,6 +27,7 @@ from cluster.planning.plan import find_problems
 from cluster.runs.directory import RunDirectory
 from cluster.runs.metrics_jsonl import read_metrics
 from cluster.training.launch import DONE, Outcome, train
+from cluster.training.preloading import preloaded_python
 from trainers.arithmetic import write_prompts
 from trainers.errors import Problem, UserError
 from trainers.tiny_models import make_policy, make_reward_model, make_teacher, recipe
@@ -64,8 +65,8 @@ def run_demo(root: Path, *, prepare_only: bool = False, console: Console | None 
     config = load_config(EXAMPLE, [f"root={root.resolve()}"])
     if problems := find_problems(config):
         raise UserError(problems)
-    with watch.part("train"):
-        outcome = train(config, resume="never", console=console)
+    with preloaded_python() as python, watch.part("train"):
+        outcome = train(config, resume="never", console=console, python=python)
     if outcome.exit_code == DONE:
         report(outcome, watch, console)
     return outcome.exit_code

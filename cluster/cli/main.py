@@ -109,20 +109,24 @@ def train(
     from cluster.config.run import load_config
 
     run = load_config(config, overrides or [])  # before anything heavy: most mistakes are seen here
-    _import_no_models(context)
-    from cluster.models.remote import as_resumed
-    from cluster.planning.plan import find_problems
+    from cluster.training.preloading import preloaded_python
 
-    problems = find_problems(as_resumed(run, resume))
-    if resume not in ("auto", "never") and not Path(resume).is_dir():
-        problems = [Problem("--resume", f"no such folder: {resume}; give auto, never or a run's directory"), *problems]
-    if problems:
-        raise UserError(problems)
-    checked = monotonic()
-    from cluster.training import launch
+    with preloaded_python() as python:
+        _import_no_models(context)
+        from cluster.models.remote import as_resumed
+        from cluster.planning.plan import find_problems
 
-    spent = {"check the config": checked - began, "import": monotonic() - checked}
-    raise typer.Exit(launch.train(run, resume=resume, spent=spent).exit_code)
+        problems = find_problems(as_resumed(run, resume))
+        if resume not in ("auto", "never") and not Path(resume).is_dir():
+            where = f"no such folder: {resume}; give auto, never or a run's directory"
+            problems = [Problem("--resume", where), *problems]
+        if problems:
+            raise UserError(problems)
+        checked = monotonic()
+        from cluster.training import launch
+
+        spent = {"check the config": checked - began, "import": monotonic() - checked}
+        raise typer.Exit(launch.train(run, resume=resume, spent=spent, python=python).exit_code)
 
 
 @app.command()

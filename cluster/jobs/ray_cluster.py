@@ -29,6 +29,7 @@ from pydantic import BaseModel
 
 from cluster.runs.atomic_files import write_atomic
 from cluster.runs.directory import RunDirectory
+from cluster.training.preloading import ONE_MACHINE
 from trainers.errors import Problem, UserError
 
 logger = logging.getLogger(__name__)
@@ -165,11 +166,14 @@ class RayCluster:
     async def _send(self, run: RunDirectory, submission: str) -> None:
         train = shlex.join([str(BIN / "rlhf"), "train", str(run.path / "config.yaml"), "--resume", str(run.path)])
         log = shlex.quote(str(run.logs / "driver.log"))
+        environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
+        if self._given is None:
+            environment[ONE_MACHINE] = "1"
         await asyncio.to_thread(
             self._client.submit_job,
             entrypoint=f"exec {train} >> {log} 2>&1",
             submission_id=submission,
-            runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}},
+            runtime_env={"env_vars": environment},
             metadata={"run": run.path.name},
         )
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 from rich.console import Console
@@ -66,10 +66,12 @@ def train(
     resume: str = "auto",
     console: Console | None = None,
     spent: Mapping[str, float] | None = None,
+    python: str | None = None,
 ) -> Outcome:
     """Train to the end, an interruption or a failure. Raises UserError for what the user can fix.
 
-    `spent`: seconds of what came before, by name.
+    `spent`: seconds of what came before, by name. `python`: what Ray starts its workers with
+    (`preloading.py`).
     """
     run, resumed = choose_run(config, resume)
     progress = Recording(make_progress(console or Console()), run, spent=spent)
@@ -82,7 +84,7 @@ def train(
             run.check_space(_LEAST_FREE_BYTES)
             run.update(state="running", error=None)
             progress.note(f"run {run.path}" + (" (resumed)" if resumed else ""))
-            code = _attempt(config, run, progress, memory)
+            code = _attempt(config, run, progress, memory, python)
     finally:
         progress.close()
     return Outcome(run, code, progress.seconds, memory)
@@ -105,7 +107,9 @@ def choose_run(config: RunConfig, resume: str) -> tuple[RunDirectory, bool]:
     return found, True
 
 
-def _attempt(config: RunConfig, run: RunDirectory, progress: Recording, memory: dict[str, int]) -> int:
+def _attempt(
+    config: RunConfig, run: RunDirectory, progress: Recording, memory: dict[str, int], python: str | None
+) -> int:
     """Run, and record how it ended. The named boundary: every failure becomes `run.json`'s error.
 
     Raises UserError for what the user can fix, wherever it was found.
@@ -116,7 +120,7 @@ def _attempt(config: RunConfig, run: RunDirectory, progress: Recording, memory: 
         with termination_interrupts():
             here = fetched(config, run, note=progress.note)
         progress.phase("start Ray")
-        with ray_cluster() as own:
+        with ray_cluster(python) as own:
             asyncio.run(_run(here, run, progress, memory, own_cluster=own))
     except Interrupted as stopped:
         run.update(state="stopped", step=stopped.step)
@@ -175,16 +179,19 @@ def describe(error: RunError) -> str:
 
 
 @contextmanager
-def ray_cluster() -> Iterator[bool]:
-    """The cluster at RAY_ADDRESS, or one of our own on this machine that ends with the run: True if so."""
+def ray_cluster(python: str | None = None) -> Iterator[bool]:
+    """The cluster at RAY_ADDRESS, or one of our own on this machine that ends with the run: True if so.
+
+    `python`: what workers are started with, if not Python (`preloading.py`).
+    """
     if ray.is_initialized():
         yield False
         return
-    environment = {"RAY_USAGE_STATS_ENABLED": "0"}
+    runtime_env: dict[str, Any] = {"env_vars": {"RAY_USAGE_STATS_ENABLED": "0"}}
+    if python is not None:
+        runtime_env["py_executable"] = python
     if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(
-            address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": environment}
-        )
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
         with _connected():
             yield False
         return
@@ -198,7 +205,8 @@ def ray_cluster() -> Iterator[bool]:
             logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",
             _temp_dir=str(folder),
-            runtime_env={"env_vars": environment},
+            runtime_env=runtime_env,
+            _system_config={"prestart_worker_first_driver": False},  # workers that no role could use
         )
         with _connected():
             yield True

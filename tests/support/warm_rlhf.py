@@ -79,8 +79,9 @@ def _cluster() -> Iterator[None]:
     from ray import serve
 
     from cluster.training.launch import ray_cluster
+    from cluster.training.preloading import preloaded_python
 
-    with ray_cluster():
+    with preloaded_python() as python, ray_cluster(python):
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
         try:
             yield

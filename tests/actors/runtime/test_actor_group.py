@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from actors.runtime.actor_group import ActorGroup, RoleError, launch
+from cluster.training.preloading import LIBRARIES
 from tests.support import tiny
 
 tiny.by_value(__name__)
@@ -53,6 +54,12 @@ class Worker:
         os.write(1, b"from below Python\n")
         return os.environ["OMP_NUM_THREADS"]
 
+    def libraries(self) -> tuple[set[str], int]:
+        """What its process had imported before anybody asked it to, and the threads that torch would use."""
+        import torch
+
+        return set(sys.modules), torch.get_num_threads()
+
     def listen(self) -> int:
         self._peer = socket.create_server(("127.0.0.1", 0))
         return int(self._peer.getsockname()[1])
@@ -86,6 +93,13 @@ def pair(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 integration = pytest.mark.integration
+
+
+@integration
+async def test_a_worker_has_the_libraries_of_all_roles_and_threads_of_its_own(pair: ActorGroup) -> None:
+    loaded, threads = await pair.one(0, "look", lambda a: a.libraries.remote(), deadline_s=60)
+    assert set(LIBRARIES) <= loaded  # none failed to import, and the worker is a fork
+    assert threads == 1  # as its seat says
 
 
 @integration
