@@ -330,11 +330,13 @@ def assert_switched_once(outcomes: list[tuple[int, int]], old: tuple[int, int], 
     assert switch > 20, "few points before the switch: are the operations still seen?"
 
 
+@pytest.mark.integration
 def test_killed_at_any_point_the_checkpoint_before_or_the_new_one_is_there(memory_disk: Path) -> None:
     outcomes = crash_everywhere(memory_disk, lambda store: save(store, 1, policy_version=1), step=2)
     assert_switched_once(outcomes, old=(1, 1), new=(2, 99))
 
 
+@pytest.mark.integration
 def test_killed_while_replacing_a_checkpoint_of_the_same_step_one_of_the_two_is_there(memory_disk: Path) -> None:
     outcomes = crash_everywhere(memory_disk, lambda store: save(store, 2, policy_version=1), step=2)
     assert_switched_once(outcomes, old=(2, 1), new=(2, 99))

@@ -24,6 +24,8 @@ from cluster.service.serve import ServeOptions, make_settings, new_token
 from tests.support.served import TREE
 from trainers.errors import UserError
 
+pytestmark = pytest.mark.integration
+
 RLHF = str(Path(sys.executable).with_name("rlhf"))
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cluster.runs.checkpoint import checkpoint_steps
 from cluster.runs.directory import RunDirectory, RunError
 from cluster.training.launch import record_failure
@@ -31,6 +33,7 @@ except RunDirectoryError as error:
 """
 
 
+@pytest.mark.integration
 def test_a_commit_that_hangs_ends_the_run_and_the_process(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)],
