@@ -13,7 +13,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 import psutil
 from pydantic import BaseModel
 
+from actors.runtime.patient_ray import AGENT_PATIENCE, free_ports
 from cluster.runs.atomic_files import write_atomic
 from cluster.runs.directory import RunDirectory
 from cluster.training.preloading import ONE_MACHINE
@@ -227,18 +227,25 @@ def use_rays_token(*, make: bool) -> None:
 def _start(private: Path) -> StartedRay:
     """A head node on loopback with a token, in a session of its own: it outlives the service, for the runs' sake."""
     private.mkdir(parents=True, exist_ok=True)
-    gcs, dashboard, agent, client = _free_ports(4)
+    gcs, dashboard, client, agent, grpc, metrics, environments = free_ports(7)
     temporary = tempfile.mkdtemp(prefix=_TEMPORARY)
     command = [
         *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--ray-client-server-port={client}"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
+        *(f"--dashboard-agent-grpc-port={grpc}", f"--metrics-export-port={metrics}"),
+        f"--runtime-env-agent-port={environments}",  # Ray's node waits 15 seconds for agents that choose their ports
         *("--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={temporary}"),
         f"--num-cpus={max(len(os.sched_getaffinity(0)), 16)}",  # logical: the roles set their threads themselves
     ]
     with (private / "ray.log").open("wb") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | AGENT_PATIENCE,
         )
     url = f"http://127.0.0.1:{dashboard}"
     deadline = time.monotonic() + START_S
@@ -264,17 +271,6 @@ def _forget(started: StartedRay) -> None:
     folder = Path(started.temporary)
     if folder.name.startswith(_TEMPORARY) and folder.parent == Path(tempfile.gettempdir()):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def _job_client(address: str) -> Any:

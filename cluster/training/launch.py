@@ -23,6 +23,7 @@ from rich.console import Console
 
 from actors.modeling.policy_source import find_origin
 from actors.runtime.actor_group import RoleError, peak_memory
+from actors.runtime.patient_ray import patient_ray
 from actors.runtime.scratch_folder import scratch_folder
 from cluster.config.run import RunConfig
 from cluster.models.remote import addresses, fetched
@@ -197,17 +198,18 @@ def ray_cluster(python: str | None = None) -> Iterator[bool]:
         return
     home = Path(os.environ.get("RAY_TMPDIR") or "/tmp")  # not TMPDIR: the paths of sockets must stay short
     with scratch_folder("rlhf-ray-", home) as folder:
-        ray.init(
-            address="local",
-            num_cpus=max(len(os.sched_getaffinity(0)), 16),  # logical: the roles set their threads themselves
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(folder),
-            runtime_env=runtime_env,
-            _system_config={"prestart_worker_first_driver": False},  # workers that no role could use
-        )
+        with patient_ray():
+            ray.init(
+                address="local",
+                num_cpus=max(len(os.sched_getaffinity(0)), 16),  # logical: the roles set their threads themselves
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder),
+                runtime_env=runtime_env,
+                _system_config={"prestart_worker_first_driver": False},  # workers that no role could use
+            )
         with _connected():
             yield True
 

@@ -24,19 +24,21 @@ def ray_cluster() -> Iterator[None]:
     """Ray on this machine, eight CPUs by name, for the whole session; whoever uses it removes its own actors."""
     import ray
 
+    from actors.runtime.patient_ray import patient_ray
     from cluster.training.preloading import preloaded_python
 
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     with preloaded_python() as python:
-        ray.init(
-            address="local",
-            num_cpus=8,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _node_ip_address="127.0.0.1",
-            runtime_env={"py_executable": python} if python else {},
-        )
+        with patient_ray():
+            ray.init(
+                address="local",
+                num_cpus=8,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                _node_ip_address="127.0.0.1",
+                runtime_env={"py_executable": python} if python else {},
+            )
         yield
         ray.shutdown()
 
