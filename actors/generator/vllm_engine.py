@@ -338,12 +338,13 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
 
 def _remove_rendezvous() -> None:
     """Remove the file over which a worker in this process has met itself: it would stay when the process is killed."""
-    if dist.is_initialized():
-        store = dist.distributed_c10d._get_default_store()
-        while isinstance(store, dist.PrefixStore):
-            store = store.underlying_store
-        if isinstance(store, dist.FileStore):
-            Path(store.path).unlink(missing_ok=True)
+    if not dist.is_initialized():
+        return
+    store: Any = dist.distributed_c10d._get_default_store()
+    while hasattr(store, "underlying_store"):
+        store = store.underlying_store
+    if (path := getattr(store, "path", None)) is not None:  # one over TCP has none
+        Path(path).unlink(missing_ok=True)
 
 
 def _weight_args(spec: EngineSpec) -> dict[str, Any]:
