@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import getpass
 import itertools
 import json
 import os
@@ -30,7 +32,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 RLHF = str(Path(sys.executable).with_name("rlhf"))
 MARK = "RLHF_TEST_MARK"
-SHARED_MEMORY = "/dev/shm"
+SHARED_MEMORY = Path("/dev/shm")
+COMPILED = f"torchinductor_{getpass.getuser()}"  # torch's cache among the temporary files: compiling takes minutes
 TIMED = ("time", "time/", "throughput/", "weights/sync_s")
 STEPS = 6
 
@@ -58,12 +61,12 @@ class Workspace:
 
     path: Path
     scratch: Path  # of the runs' Ray
+    temporary: Path  # of all else that the runs need for a time
 
     def leftovers(self) -> list[str]:
-        """Ray's sessions and sockets, our files and DeepSpeed's in shared memory, vLLM's among the temporary ones."""
-        places = {SHARED_MEMORY: ("rlhf-", "deepspeed_"), tempfile.gettempdir(): ("vllm_dist_",)}
-        ours = [name for place, prefixes in places.items() for name in os.listdir(place) if name.startswith(prefixes)]
-        return sorted([*os.listdir(self.scratch), *ours])
+        """Ray's sessions and sockets, temporary files, and what is ours in shared memory and of no live process."""
+        shared = [file.name for file in SHARED_MEMORY.glob("rlhf-*") if not is_locked(file)]
+        return sorted([*os.listdir(self.scratch), *os.listdir(self.temporary), *shared])
 
     def config(self, name: str, **changes: object) -> Path:
         tree = {
@@ -92,7 +95,12 @@ class Workspace:
             [RLHF, "train", str(config), *arguments],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, MARK: mark, "RAY_TMPDIR": str(self.scratch)},
+            env={
+                **os.environ,
+                MARK: mark,
+                "RAY_TMPDIR": str(self.scratch),
+                "TMPDIR": str(self.temporary),
+            },
             cwd=self.path,
             start_new_session=True,
         )
@@ -141,6 +149,18 @@ class Process:
                 continue
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process uses this scratch folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     path = tmp_path_factory.mktemp("train")
@@ -151,7 +171,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         records = [{"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(first, first + 12)]
         (path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as scratch:  # short: it holds Ray's sockets
-        yield Workspace(path, Path(scratch))
+        temporary = path / "temporary"
+        temporary.mkdir()
+        compiled = Path(tempfile.gettempdir(), COMPILED)
+        compiled.mkdir(exist_ok=True)
+        (temporary / COMPILED).symlink_to(compiled)
+        yield Workspace(path, Path(scratch), temporary)
 
 
 @pytest.fixture(scope="module")
