@@ -78,7 +78,8 @@ class ModelReceiver:
 
 
 class AdapterReceiver:
-    """Keeps the base and serves each version of the adapter as a new one, read from files in memory.
+    """Keeps the base and serves each version of the adapter as a new one, read from files in memory, or where that
+    lacks room on a disk.
 
     A name is never used twice: the engine would find what it cached under the old weights.
     """
@@ -104,7 +105,8 @@ class AdapterReceiver:
     async def finish(self) -> None:
         """See `Receiver`."""
         self._version += 1
-        with scratch_folder("rlhf-adapter-", MEMORY) as directory:
+        needed = sum(tensor.nbytes for tensor in self._arrived.values())
+        with scratch_folder("rlhf-adapter-", MEMORY, needed=needed) as directory:
             write_plain_adapter(directory, self._arrived, self._policy)
             self._arrived = {}
             held = load_file(directory / "adapter_model.safetensors")  # what the engine reads

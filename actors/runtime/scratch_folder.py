@@ -16,17 +16,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MEMORY = Path("/dev/shm")  # files that never touch a disk
+_SPARE = 32 << 20  # bytes that others in the same memory need: vLLM's queues, Ray's channels
 _YOUNG_S = 10.0  # a folder this new may not have been locked yet
 
 
 @contextmanager
-def scratch_folder(prefix: str, home: Path) -> Iterator[Path]:
-    """An empty folder in `home` (where that does not exist, in the folder of temporary files), removed afterwards.
+def scratch_folder(prefix: str, home: Path, *, needed: int = 0) -> Iterator[Path]:
+    """An empty folder in `home`, removed afterwards; in the folder of temporary files where `home` does not exist or
+    lacks room for `needed` bytes (containers have 64 MiB in memory, unless they ask for more).
 
-    Folders of the same prefix whose process has ended are removed first.
+    Folders of the same prefix whose process has ended are removed first, from both.
     """
-    parent = home if home.is_dir() else Path(tempfile.gettempdir())
+    parent = Path(tempfile.gettempdir())
     remove_abandoned(prefix, parent)
+    if home.is_dir():
+        remove_abandoned(prefix, home)
+        if not needed or needed + _SPARE <= shutil.disk_usage(home).free:
+            parent = home
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     lock = os.open(folder, os.O_RDONLY)
     try:

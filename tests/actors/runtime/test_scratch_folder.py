@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from actors.runtime.scratch_folder import remove_abandoned, scratch_folder
 
@@ -63,4 +67,16 @@ def test_nothing_else_is_touched(tmp_path: Path) -> None:
 def test_without_its_home_it_is_a_temporary_folder(tmp_path: Path) -> None:
     with scratch_folder(PREFIX, tmp_path / "missing") as folder:
         assert folder.is_dir()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(("needed", "inside"), [(0, True), (32 << 20, True), ((32 << 20) + 1, False)])
+def test_where_its_home_lacks_room_it_is_a_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needed: int, inside: bool
+) -> None:
+    """A container's 64 MiB in memory, of which 32 stay free for others."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64 << 20))
+    with scratch_folder(PREFIX, tmp_path, needed=needed) as folder:
+        assert folder.is_dir()
+        assert (folder.parent == tmp_path) == inside
     assert not folder.exists()
