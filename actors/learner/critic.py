@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 
 from actors.config import LoraConfig
-from actors.modeling.causal_lm import aligned, config_without_dropout, inside
+from actors.modeling.causal_lm import aligned, inside, training_config
 from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.config import CriticConfig
 
@@ -49,7 +49,7 @@ def load_critic(
 
 
 def _load(path: str, adapter: AdapterFolder | None, *, dtype: str, **options: Any) -> nn.Module:
-    config = config_without_dropout(path)
+    config = training_config(path)
     judges = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     config.num_labels = 1
     config.classifier_dropout = 0.0

@@ -16,7 +16,7 @@ from trainers.logprobs import token_logprobs
 
 def load_model(policy: PolicyConfig, *, quantized: bool = False) -> nn.Module:
     """The causal language model in the policy's type, dropout off (rollouts have none, so training must not)."""
-    config = config_without_dropout(policy.model)
+    config = training_config(policy.model)
     options: dict[str, Any] = {}
     if quantized:
         from actors.modeling.quantized import quantization  # importing bitsandbytes is for those who need it
@@ -64,14 +64,23 @@ def recompute_activations(model: Any) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def config_without_dropout(path: str) -> Any:
-    """The model's config: no dropout, no cache. Before the model is made: modules keep the number, or ask it."""
+def training_config(path: str) -> Any:
+    """The model's config: no dropout, no cache, attention as the generators compute it. Before the model is made:
+    modules keep the number, or ask it."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     config.use_cache = False
+    use_exact_attention(config)
     for name, value in config.to_dict().items():
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
+
+
+def use_exact_attention(config: Any) -> None:
+    """Plain attention where the scores are capped (Gemma 2): transformers' default, PyTorch's fused attention, does
+    not know the cap and leaves it out without a word."""
+    if config.to_dict().get("attn_logit_softcapping") is not None:
+        config._attn_implementation = "eager"
 
 
 def load_tokenizer(policy: PolicyConfig, adapter: AdapterFolder | None = None) -> PreTrainedTokenizerBase:

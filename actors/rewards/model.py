@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from actors.modeling.causal_lm import use_exact_attention
 from actors.rewards.config import ModelReward
 from actors.rewards.score import Answer
 from trainers.adapter_folder import is_adapter, read_adapter, tokenizer_source
@@ -118,17 +119,19 @@ def _load(config: ModelReward) -> tuple[Any, Any]:
     if adapter is not None:
         base, options = adapter.base, {"num_labels": adapter.labels}
     try:
-        labels = AutoConfig.from_pretrained(base, trust_remote_code=False, **options).num_labels
-        if labels != 1:
-            raise UserError([Problem(where, f"{name}: has {labels} labels; a reward model has exactly one")])
+        read = AutoConfig.from_pretrained(base, trust_remote_code=False, **options)
+        if read.num_labels != 1:
+            message = f"{name}: has {read.num_labels} labels; a reward model has exactly one"
+            raise UserError([Problem(where, message)])
+        use_exact_attention(read)
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name), trust_remote_code=False)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             base,
+            config=read,
             dtype=dtype if adapter is None else torch.float32,
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            **options,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         if isinstance(error, UserError):

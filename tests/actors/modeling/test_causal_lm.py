@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from actors.config import PolicyConfig
+from actors.config import LoraConfig, PolicyConfig
+from actors.learner.critic import forward_values, load_critic, value_head
 from actors.modeling.causal_lm import chosen_logprobs, forward, load_model, load_policy, load_tokenizer
+from actors.rewards.config import ModelReward
+from actors.rewards.model import _load as load_reward_model
 from tests.support import tiny
+from tests.support.families import make_family
+from trainers.algorithms.config import CriticConfig
 
 LENGTHS = (9, 2, 5)
 
@@ -110,3 +116,30 @@ def test_the_configured_chat_template_replaces_the_tokenizers(path: Path) -> Non
     assert own.chat_template == tiny.make_tokenizer().chat_template
     replaced = load_tokenizer(PolicyConfig(model=str(path), chat_template="{{ messages[0]['content'] }}!"))
     assert replaced.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi!"
+
+
+def capped_model(path: Path) -> torch.Tensor:
+    return forward_logprobs(load_model(PolicyConfig(model=str(path), dtype="float32")), *batch(0), temperature=1.0)[0]
+
+
+def capped_critic(path: Path) -> torch.Tensor:
+    critic = load_critic(str(path), CriticConfig(), LoraConfig(), dtype="float32")
+    with torch.no_grad():
+        value_head(critic).weight.fill_(1.0)
+    return forward_values(critic, *batch(0))
+
+
+def capped_reward(path: Path) -> torch.Tensor:
+    AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32).save_pretrained(path)
+    _, model = load_reward_model(ModelReward(type="model", model=str(path), dtype="float32"))
+    torch.nn.init.ones_(model.score.weight)
+    tokens, _ = batch(0)
+    scores: torch.Tensor = model(input_ids=tokens).logits
+    return scores
+
+
+@pytest.mark.parametrize("compute", [capped_model, capped_critic, capped_reward])
+def test_a_cap_on_attention_scores_is_felt(tmp_path: Path, compute: Callable[[Path], torch.Tensor]) -> None:
+    """Gemma 2's c · tanh(s / c): with c = 0.1 hardly a score is left, with 10^6 every one is as it was."""
+    found = [compute(make_family("gemma2", tmp_path / str(c), attn_logit_softcapping=c)) for c in (0.1, 1e6)]
+    assert float((found[0] - found[1]).detach().abs().max()) > 0.1
