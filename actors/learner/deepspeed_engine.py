@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from actors.config import LearnerConfig
+from actors.modeling.checkpoint_names import CheckpointNames
 from actors.modeling.peft_adapters import trained_parameters
 from actors.weights.transfer import TensorInfo
 from trainers.config import TrainConfig
@@ -136,9 +137,10 @@ class TrainingEngine:
         module: nn.Module = self._engine.module
         return module
 
-    def weights(self, *, name: Callable[[str], str] = str) -> GatheredWeights:
-        """The trained weights whole, to send or to export; `name` makes their names of the module's."""
-        return GatheredWeights([(name(own), p) for own, p in trained_parameters(self.module)])
+    def weights(self, *, name: Callable[[str], str] = str, form: CheckpointNames | None = None) -> GatheredWeights:
+        """The trained weights whole, to send or to export; `name` makes their names of the module's, `form` makes them
+        what the model's checkpoint has."""
+        return GatheredWeights([(name(own), p) for own, p in trained_parameters(self.module)], form)
 
     def watch_gradients(self) -> GradientSums:
         """From now on the gradient of every trained weight, whole, whatever ZeRO makes of it."""
@@ -282,31 +284,50 @@ class GradientSums:
 
 
 class GatheredWeights:
-    """Parameters whole, group by group; a `WeightSource`. Every rank must iterate it."""
+    """Parameters whole, group by group; a `WeightSource`. Every rank must iterate it.
 
-    def __init__(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
-        self._named = named
+    With `form` under the names and in the shapes of the model's checkpoint. What is converted together is gathered
+    together.
+    """
+
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], form: CheckpointNames | None = None) -> None:
+        self._named = dict(named)
+        self._form = form
+        names = list(self._named)
+        self._units = [[name] for name in names] if form is None else form.together(names)
 
     def infos(self) -> Sequence[TensorInfo]:
         """Names and full shapes, without gathering."""
-        return [TensorInfo(name, p.dtype, _full_shape(p)) for name, p in self._named]
+        found: list[TensorInfo] = []
+        for unit in self._units:
+            outlines = {}
+            for name in unit:
+                parameter = self._named[name]
+                outlines[name] = torch.empty(_full_shape(parameter), dtype=parameter.dtype, device="meta")
+            found += [TensorInfo(name, t.dtype, t.shape) for name, t in self._converted(outlines).items()]
+        return found
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """`(name, copy of the full tensor)`; a copy, because the gathered storage is released after the group."""
         for group in self._groups():
-            with _whole([p for _, p in group]):
-                whole = [(name, p.detach().clone()) for name, p in group]
-            yield from whole
+            with _whole([self._named[name] for unit in group for name in unit]):
+                whole = [{name: self._named[name].detach().clone() for name in unit} for unit in group]
+            while whole:
+                yield from self._converted(whole.pop(0)).items()
 
-    def _groups(self) -> Iterator[list[tuple[str, nn.Parameter]]]:
-        group: list[tuple[str, nn.Parameter]] = []
+    def _converted(self, unit: dict[str, Tensor]) -> dict[str, Tensor]:
+        return unit if self._form is None else self._form.convert(unit)
+
+    def _groups(self) -> Iterator[list[list[str]]]:
+        group: list[list[str]] = []
         size = 0
-        for name, parameter in self._named:
-            nbytes = _full_shape(parameter).numel() * parameter.element_size()
+        for unit in self._units:
+            parameters = [self._named[name] for name in unit]
+            nbytes = sum(_full_shape(p).numel() * p.element_size() for p in parameters)
             if group and size + nbytes > _GATHER_BYTES:
                 yield group
                 group, size = [], 0
-            group.append((name, parameter))
+            group.append(unit)
             size += nbytes
         if group:
             yield group

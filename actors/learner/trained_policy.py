@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from actors.learner.adalora import RankAllocation, orthogonality
 from actors.learner.deepspeed_engine import TrainingEngine
 from actors.messages import LearnerSpec, UpdateReport
+from actors.modeling.checkpoint_names import CheckpointNames
 from actors.modeling.peft_adapters import ADAPTER, FoldedAdapter, file_name, reference_weights, save_adapter
 from actors.weights.transfer import WeightSource
 from trainers.algorithms.base import Mean
@@ -75,7 +76,7 @@ class WholeModel:
 
     def exported_weights(self) -> WeightSource:
         """See `TrainedPolicy`."""
-        return self.engine.weights()
+        return self.engine.weights(form=CheckpointNames(self.engine.module))
 
     def as_reference(self) -> AbstractContextManager[Any]:
         """See `TrainedPolicy`."""
