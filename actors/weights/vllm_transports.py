@@ -7,6 +7,7 @@ nccl and ipc, fed from our gathered weights. The object-store transport's sender
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,17 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from actors.weights.transfer import GeneratorClient, Route, SentWeights, WeightSource, tensor_digest, unpack_chunk
+from actors.weights.transfer import (
+    GeneratorClient,
+    Route,
+    SentWeights,
+    TensorInfo,
+    WeightSource,
+    tensor_digest,
+    unpack_chunk,
+)
+
+_BUFFER_BYTES = 256 << 20  # a sender and each of its workers hold one
 
 
 class _Recorder:
@@ -168,6 +179,15 @@ class _DigestingSource(VllmWeightSource):
             yield name, tensor
 
 
+def buffer_bytes(infos: Iterable[TensorInfo]) -> int:
+    """Of the buffer that ipc packs tensors into: a chunk's worth, or as much as the largest tensor, which goes whole.
+
+    >>> buffer_bytes([TensorInfo("head", torch.bfloat16, (152_064, 3584)), TensorInfo("norm", torch.bfloat16, (3584,))])
+    1089994752
+    """
+    return max([_BUFFER_BYTES, *(math.prod(info.shape) * info.dtype.itemsize for info in infos)])
+
+
 class VllmSender:
     """nccl and ipc: vLLM's trainer engine over our gathered weights. Made on every learner rank."""
 
@@ -183,7 +203,7 @@ class VllmSender:
                 packed=True,
             )
         else:
-            info = IPCTrainerInitInfo(rank=rank, packed=True)
+            info = IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=buffer_bytes(source.infos()))
         self._engine = WeightTransferTrainerFactory.trainer_init(info, client=client, source=self._source)
 
     def send(self) -> SentWeights:
