@@ -328,6 +328,7 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
         max_logprobs=spec.top_logprobs,
         seed=0,
         disable_log_stats=True,
+        hf_overrides=_as_trained,
         **device_args,
         **_weight_args(spec),
     )
@@ -345,6 +346,14 @@ def _remove_rendezvous() -> None:
         store = store.underlying_store
     if (path := getattr(store, "path", None)) is not None:  # one over TCP has none
         Path(path).unlink(missing_ok=True)
+
+
+def _as_trained(config: Any) -> Any:
+    """A model's config such that vLLM computes what transformers, and so the learner, does: in Cohere 2 vLLM takes the
+    window without the token itself."""
+    if config.model_type == "cohere2" and config.sliding_window:
+        config.sliding_window -= 1
+    return config
 
 
 def _weight_args(spec: EngineSpec) -> dict[str, Any]:
