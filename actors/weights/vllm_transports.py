@@ -24,6 +24,8 @@ from vllm.distributed.weight_transfer import WeightSource as VllmWeightSource
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLWeightTransferEngine
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
@@ -69,6 +71,8 @@ class Proved:
     def start_weight_update(self) -> None:
         """See `WeightTransferEngine`."""
         self.received = {}
+        if current_platform.is_cpu():
+            repack_experts(self.model)
         super().start_weight_update()  # type: ignore[misc]
 
     def receive_weights(self, update_info: Any) -> None:
@@ -85,6 +89,14 @@ class Proved:
         super().finish_weight_update()  # type: ignore[misc]
         if current_platform.is_cpu():
             repack_embeddings(self.model)
+
+
+def repack_experts(model: nn.Module) -> None:
+    """Have the experts of a mixture packed again when their weights come: vLLM packs them for its CPU kernel only when
+    it makes that kernel, and a reload would write plain weights where the kernel reads packed ones."""
+    for layer in model.modules():
+        if isinstance(layer, RoutedExperts) and isinstance(layer.quant_method, UnquantizedFusedMoEMethod):
+            layer.quant_method.moe_kernel = None
 
 
 def repack_embeddings(model: nn.Module) -> None:
