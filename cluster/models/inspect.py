@@ -56,6 +56,11 @@ class ModelInfo:
         return self.size("vocab_size")
 
     @property
+    def experts(self) -> int | None:
+        """Experts of a layer, in a mixture."""
+        return self.size("num_experts", "num_local_experts", "n_routed_experts")
+
+    @property
     def context(self) -> int | None:
         """Longest sequence, in tokens."""
         return self.size("max_position_embeddings", "n_positions")

@@ -21,6 +21,7 @@ from actors.rewards.checks import validate_rewards
 from cluster.config.checks import cross_checks
 from cluster.config.run import RunConfig, problems_as_json
 from cluster.config.warnings import advise
+from cluster.models.engine_limits import engine_problems
 from cluster.models.inspect import (
     ModelInfo,
     context_problems,
@@ -75,8 +76,8 @@ class _Findings:
 
 def make_plan(config: RunConfig, *, gpus: bool | None = None) -> Plan:
     """The plan of a run on GPUs or CPUs; None: as this machine is."""
-    found = _inspect(config)
     on_gpus = _machine_has_gpus() if gpus is None else gpus
+    found = _inspect(config, gpus=on_gpus)
     estimates: list[MemoryEstimate | None] = []
     if found.model is not None and found.origin is not None:
         settled = found.config.model_copy(update={"policy": found.origin.policy})
@@ -97,7 +98,7 @@ def make_plan(config: RunConfig, *, gpus: bool | None = None) -> Plan:
 
 def find_problems(config: RunConfig) -> list[Problem]:
     """Everything that can be known to be wrong before a run starts; `rlhf train` refuses it."""
-    return _inspect(config).problems
+    return _inspect(config, gpus=None).problems
 
 
 def _machine_has_gpus() -> bool:
@@ -106,17 +107,17 @@ def _machine_has_gpus() -> bool:
     return torch.cuda.is_available()
 
 
-def _inspect(config: RunConfig) -> _Findings:
+def _inspect(config: RunConfig, *, gpus: bool | None) -> _Findings:
     try:
         here = outlined(config)
     except UserError as error:
         prompts, problems = prompts_problems(config, tokenize=False)
         return _Findings(config, None, None, None, prompts, [*cross_checks(config), *error.problems, *problems])
-    found = _inspect_folders(here.config)
+    found = _inspect_folders(here.config, gpus=gpus)
     return replace(found, problems=here.named(found.problems))
 
 
-def _inspect_folders(config: RunConfig) -> _Findings:
+def _inspect_folders(config: RunConfig, *, gpus: bool | None) -> _Findings:
     problems = cross_checks(config) + validate_rewards(config.rewards, Path.cwd())
     origin, model = None, None
     try:
@@ -134,6 +135,7 @@ def _inspect_folders(config: RunConfig) -> _Findings:
         )
     teacher = None
     if origin is not None and model is not None:
+        problems += engine_problems(model, config.policy, gpus=gpus)
         teacher, companions = _companion_problems(config, origin)
         problems += companions
     prompts, data_problems = prompts_problems(config, tokenize=model is not None)

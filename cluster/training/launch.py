@@ -21,11 +21,13 @@ from typing import Any, TypeVar
 import ray
 from rich.console import Console
 
-from actors.modeling.policy_source import find_origin
+from actors.modeling.policy_source import Origin, find_origin
 from actors.runtime.actor_group import RoleError, peak_memory
 from actors.runtime.patient_ray import patient_ray
 from actors.runtime.scratch_folder import scratch_folder
 from cluster.config.run import RunConfig
+from cluster.models.engine_limits import engine_problems
+from cluster.models.inspect import read_model
 from cluster.models.remote import addresses, fetched
 from cluster.runs.adalora_ranks import read_ranks
 from cluster.runs.checkpoint import Checkpoint, CheckpointStore
@@ -232,6 +234,13 @@ def termination_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _refuse_what_engines_cannot(origin: Origin, *, gpus: bool) -> None:
+    """Again, now that it is known whether the cluster has GPUs."""
+    model = read_model(origin.policy.model, where="policy.model")
+    if problems := engine_problems(model, origin.policy, gpus=gpus):
+        raise UserError(problems)
+
+
 async def _run(
     config: RunConfig,
     run: RunDirectory,
@@ -249,7 +258,9 @@ async def _run(
     checkpoint = await _read(config, checkpoints.latest)
     progress.phase("start roles")
     gpus = ray.cluster_resources().get("GPU", 0) > 0
-    spec = derive_spec(config, find_origin(config.policy), run, gpus=gpus)
+    origin = find_origin(config.policy)
+    _refuse_what_engines_cannot(origin, gpus=gpus)
+    spec = derive_spec(config, origin, run, gpus=gpus)
     with Recorder(run.path, sinks=config.logging.sinks) as recorder:
         async with open_roles(spec, data, progress=progress, own_cluster=own_cluster) as roles:
             driver = Driver(

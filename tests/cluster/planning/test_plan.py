@@ -18,6 +18,7 @@ from cluster.config.run import parse_config
 from cluster.models.inspect import ModelInfo, read_model
 from cluster.planning.memory import generator_memory, kv_bytes_per_token, learner_memory
 from cluster.planning.plan import as_json, batch_arithmetic, find_problems, make_plan, render
+from tests.support.families import make_family
 from trainers.errors import UserError
 from trainers.tiny_models import make_tokenizer
 
@@ -217,6 +218,16 @@ def test_names_that_lead_nowhere(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
         read_model(str(tmp_path / "file"), where="policy.model")
+
+
+def test_an_adapter_on_a_mixture_needs_gpus(make, tmp_path):
+    mixture = str(make_family("mixtral", tmp_path / "mixture"))
+    config = make(policy={"model": mixture, "train_type": "lora"})
+    (found,) = make_plan(config, gpus=False).problems
+    assert (found.where, "is a mixture of experts (mixtral)" in found.message) == ("policy.train_type", True)
+    assert make_plan(config, gpus=True).problems == ()
+    assert find_problems(config) == []  # asked before it is known where the generators run
+    assert make_plan(make(policy={"model": mixture}), gpus=False).problems == ()
 
 
 # --- problems
