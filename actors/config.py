@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from trainers.config import Config
+from trainers.logprob_gap import GapLimits, gap_limits
 
 Transport: TypeAlias = Literal["ray", "nccl", "ipc"]
 Placement: TypeAlias = Literal["split", "colocated"]
@@ -147,13 +148,13 @@ class SyncConfig(Config):
     transport: Literal["auto", "nccl", "ipc", "ray"] = "auto"
     """How weights travel; auto = nccl between GPUs, ipc on the same GPU, ray (object store) on CPUs."""
     max_logprob_gap: float | None = Field(default=None, gt=0)
-    """Largest difference of log-probabilities between generator and trainer at the same weights before the run
-    stops; null = 1e-3 in float32, 0.5 in bfloat16 for a single token, see docs/operations.md."""
+    """Difference of log-probabilities between generator and trainer at the same weights that one token in a thousand
+    may exceed in a step; if more do, the run stops. null = 1e-3 in float32, 1 in bfloat16; see docs/semantics.md."""
+    max_mean_logprob_gap: float | None = Field(default=None, gt=0)
+    """Largest mean of that difference in a step before the run stops; null = 0.15 times the other limit."""
     canary_prompts: int = Field(default=4, ge=1)
     """Prompts whose log-probabilities are compared after each sync."""
 
-    def allowed_gap(self, dtype: str) -> float:
-        """The threshold that holds for a policy of that type."""
-        if self.max_logprob_gap is not None:
-            return self.max_logprob_gap
-        return 1e-3 if dtype == "float32" else 0.5
+    def allowed_gap(self, dtype: str) -> GapLimits:
+        """The limits for a policy of that type."""
+        return gap_limits(dtype, quantile=self.max_logprob_gap, mean=self.max_mean_logprob_gap)

@@ -25,6 +25,7 @@ from actors.messages import GroupScores, Proof, ScoreFailure, ScoreRequest, Step
 from actors.protocols import Roles
 from trainers.algorithms.base import ActorCritic, Algorithm, Mean, Need, PolicyTokens, Totals, ValueTokens
 from trainers.config import SamplingConfig, TrainConfig
+from trainers.logprob_gap import gap_quantile
 from trainers.packing import MicroBatch, OptimizerStep, pack_updates
 from trainers.rewards import RunningNormalizer
 from trainers.schedule import learning_rate_factor
@@ -74,12 +75,18 @@ def distribution(weight: Tensor | float, *, temperature: float) -> Tensor:
     return torch.stack([torch.zeros_like(w), w, -torch.ones_like(w)]).div(temperature).log_softmax(dim=0)
 
 
+def _exact(seed: int, tokens: int) -> float:
+    del seed, tokens
+    return 0.0
+
+
 class FakeGenerators:
     """Implements `protocols.Generators`. Raises RuntimeError before the first sync."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self.logprob_error = 0.0  # added to what is reported, as if the engine computed with other weights
+        # added to what is reported, given the seed and the count of tokens: rounding, or weights other than the world's
+        self.logprob_error: Callable[[int, int], Float32Array | float] = _exact
 
     async def generate(
         self, prompt: TokenPrompt, sampling: SamplingConfig, seeds: Sequence[int]
@@ -100,7 +107,7 @@ class FakeGenerators:
         tokens = tokens[: ends[0] + 1] if len(ends) else tokens
         return Completion(
             tokens=tokens,
-            logprobs=(logprobs[tokens] + self.logprob_error).astype(np.float32),
+            logprobs=(logprobs[tokens] + self.logprob_error(seed, len(tokens))).astype(np.float32),
             text="".join(_TEXT[t] for t in tokens),
             finish_reason="stop" if len(ends) else "length",
             policy_version=self._world.version,
@@ -159,6 +166,7 @@ class FakeLearners:
             learning_rate=report.learning_rate,
             gap_max=report.gap_max,
             gap_sample=samples[report.gap_at].sample.id if report.gap_at >= 0 else "",
+            gap_quantile=gap_quantile(report.gaps),
         )
 
     async def save(self, directory: str) -> None:
@@ -273,6 +281,7 @@ def _value_view(batch: MicroBatch, value: Tensor) -> ValueTokens:
 def _note_gap(report: UpdateReport, view: PolicyTokens, batch: MicroBatch) -> None:
     gap = torch.where(view.mask, (view.logprobs.detach() - view.rollout_logprobs).abs(), 0.0)
     report.add("rollout/logprob_gap_mean", Mean(float(gap.sum()), float(view.mask.sum())))
+    report.gaps.append(gap[view.mask].float().numpy())
     for row, worst in enumerate(gap.amax(dim=1).tolist()):
         if not (worst <= report.gap_max or math.isnan(report.gap_max)):  # so that a NaN is taken, and kept
             report.gap_max, report.gap_at = worst, int(batch.order[row])

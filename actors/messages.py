@@ -94,6 +94,7 @@ class UpdateReport:
     losses: list[float] = field(default_factory=list)  # this rank's share of each optimizer step's loss
     gap_max: float = 0.0  # largest |trainer − generator| log-probability, before the first optimizer step
     gap_at: int = -1  # row (`MicroBatch.order`) where it was seen
+    gaps: list[Float32Array] = field(default_factory=list)  # that of every token, of which the driver takes a quantile
     grad_norms: list[float] = field(default_factory=list)
     learning_rate: float = 0.0
 
@@ -117,6 +118,7 @@ class StepReport:
     learning_rate: float
     gap_max: float  # largest difference of trainer's and generator's log-probabilities at the rollouts' weights
     gap_sample: str  # where
+    gap_quantile: float = 0.0  # see `trainers.logprob_gap`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

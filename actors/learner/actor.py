@@ -203,13 +203,14 @@ def _refuse_empty(kept: Mean) -> None:
 
 
 def _note_gap(report: UpdateReport, batch: MicroBatch, gap: Tensor, mask: Tensor) -> None:
-    """Keep mean and largest difference between trainer and generator at the same weights."""
-    if not bool(mask.any()) or math.isnan(report.gap_max):
+    """Keep the differences between trainer and generator at the same weights: of every token, mean and largest."""
+    if not bool(mask.any()):
         return
+    report.gaps.append(gap[mask].float().cpu().numpy())
     chosen = torch.where(mask, gap, 0.0)
     report.add("rollout/logprob_gap_mean", Mean(float(chosen.sum()), float(mask.sum())))
     by_row = chosen.max(dim=1).values
     row = int(by_row.argmax())  # NaN counts as the largest
     worst = float(by_row[row])
-    if math.isnan(worst) or worst > report.gap_max:
+    if not (worst <= report.gap_max or math.isnan(report.gap_max)):  # the first NaN is taken, and kept
         report.gap_max, report.gap_at = worst, int(batch.order[row])

@@ -20,6 +20,7 @@ from actors.runtime.layout import ROLE_CPUS, Deadlines, Layout, cores
 from trainers.adapter_folder import AdapterFolder
 from trainers.algorithms.base import Mean, Need
 from trainers.config import TrainConfig
+from trainers.logprob_gap import gap_quantile
 from trainers.packing import pack_samples, pack_updates, unpack_rows
 from trainers.types import AnnotatedSample, Float32Array, Sample, TrainSample
 
@@ -152,4 +153,5 @@ def _merge(reports: Sequence[UpdateReport], samples: Sequence[TrainSample]) -> S
         learning_rate=reports[0].learning_rate,
         gap_max=worst.gap_max,
         gap_sample=samples[worst.gap_at].sample.id if worst.gap_at >= 0 else "",
+        gap_quantile=gap_quantile([gaps for report in reports for gaps in report.gaps]),
     )

@@ -18,6 +18,7 @@ from actors.runtime.actor_group import ActorGroup, RoleError
 from actors.runtime.layout import Deadlines
 from actors.weights.transfer import Route, SentWeights, WeightSyncError, compare_digests
 from trainers.config import SamplingConfig
+from trainers.logprob_gap import GapLimits
 from trainers.types import Completion, Float32Array, Sample, TokenPrompt, to_sample
 
 Logprobs: TypeAlias = Callable[[Sequence[Sample]], Awaitable[list[Float32Array]]]
@@ -29,7 +30,7 @@ class Canaries:
 
     prompts: Sequence[TokenPrompt]
     sampling: SamplingConfig
-    max_gap: float  # nats, of a token's log-probability
+    limits: GapLimits
 
 
 class WeightSynchronizer:
@@ -101,12 +102,13 @@ class WeightSynchronizer:
         expected = await self._logprobs(samples)
         worst = 0.0
         for place, sample, logprobs in zip(places, samples, expected, strict=True):
+            # A canary has so few tokens that their quantile is the largest, and their mean that of chance.
             gap = float(np.abs(logprobs - sample.rollout_logprobs)[sample.mask].max(initial=0.0))
-            if not gap <= self._canaries.max_gap:
+            if not gap <= self._canaries.limits.quantile:
                 raise WeightSyncError(
                     f"{place}: log-probabilities of version {version} differ by {gap:.3g} between generator and "
-                    f"trainer (allowed: {self._canaries.max_gap:.3g}); all tensor digests match, so the generator is "
-                    "not using the weights it received"
+                    f"trainer (allowed: {self._canaries.limits.quantile:.3g}); all tensor digests match, so the "
+                    "generator is not using the weights it received"
                 )
             worst = max(worst, gap)
         return worst

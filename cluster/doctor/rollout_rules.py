@@ -54,9 +54,11 @@ def truncation(history: RunHistory) -> list[Finding]:
 
 def logprob_gap(history: RunHistory) -> list[Finding]:
     """Generator and trainer give the same tokens different log-probabilities."""
-    largest, mean = history.curve("rollout/logprob_gap_max"), history.curve("rollout/logprob_gap_mean")
+    high, mean = history.curve("rollout/logprob_gap_p999"), history.curve("rollout/logprob_gap_mean")
+    if not len(high):  # a run of before the quantile was recorded
+        high = history.curve("rollout/logprob_gap_max")
     limit = _limit(history)
-    near = len(largest) >= SHORTEST_WINDOW and largest.late >= GAP_OF_LIMIT * limit
+    near = len(high) >= SHORTEST_WINDOW and high.late >= GAP_OF_LIMIT * limit
     grows = len(mean) > 0 and mean.late > GAP_FLOOR * limit and mean.rose(at_least=(GAP_GROWTH - 1) * mean.early)
     if not (near or grows):
         return []
@@ -66,7 +68,7 @@ def logprob_gap(history: RunHistory) -> list[Finding]:
     )
     if history.setting("policy.dtype") == "bfloat16":
         changes += (Change("policy.dtype", "float32"),)
-    found = largest if near else mean
+    found = high if near else mean
     return [
         Finding(
             rule="logprob_gap",
@@ -88,4 +90,4 @@ def logprob_gap(history: RunHistory) -> list[Finding]:
 def _limit(history: RunHistory) -> float:
     """The gap that stops the run."""
     sync = SyncConfig.model_validate(history.setting("sync") or {})
-    return sync.allowed_gap(history.setting("policy.dtype") or "bfloat16")
+    return sync.allowed_gap(history.setting("policy.dtype") or "bfloat16").quantile

@@ -30,6 +30,7 @@ from cluster.training.step_metrics import Clock, StepFacts, eval_metrics, step_m
 from cluster.training.step_schedule import has_reward_variance, rollout_source, update_options
 from trainers.algorithms.base import Algorithm
 from trainers.kl import AdaptiveKL, FixedKL
+from trainers.logprob_gap import ONE_IN
 from trainers.seeds import derive_seed
 from trainers.types import Prompt, Rollout, TrainSample, to_samples
 
@@ -280,12 +281,16 @@ class Driver:
 
     def _refuse_gap(self, report: StepReport) -> None:
         allowed = self._config.sync.allowed_gap(self._config.policy.dtype)
-        if not report.gap_max <= allowed:
-            raise LogprobGapError(
-                f"sample {report.gap_sample} of step {self._step + 1}: generator and trainer differ by "
-                f"{report.gap_max:.3g} in a token's log-probability at the same weights (allowed: {allowed:.3g}, "
-                "sync.max_logprob_gap); what was generated is not what would be trained on"
-            )
+        mean = report.metrics.get("rollout/logprob_gap_mean")
+        if mean is None or allowed.allow(mean=mean.value, quantile=report.gap_quantile):
+            return
+        raise LogprobGapError(
+            f"step {self._step + 1}: generator and trainer differ in a token's log-probability at the same weights by "
+            f"{mean.value:.3g} on average (allowed: {allowed.mean:.3g}, sync.max_mean_logprob_gap) and by "
+            f"{report.gap_quantile:.3g} or more in one token of {ONE_IN} (allowed: {allowed.quantile:.3g}, "
+            f"sync.max_logprob_gap), at most by {report.gap_max:.3g}, in sample {report.gap_sample}; what was "
+            "generated is not what would be trained on"
+        )
 
 
 def make_controller(config: RunConfig, *, coef: float | None = None) -> FixedKL | AdaptiveKL:

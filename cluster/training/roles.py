@@ -192,4 +192,4 @@ def canaries(spec: CanarySpec, data: Data) -> Canaries:
         TokenPrompt(id=f"canary-{i}", prompt=p, tokens=np.asarray(data.encoder.encode(p), dtype=np.int32))
         for i, (_, p) in enumerate(taken)
     ]
-    return Canaries(prompts=prompts, sampling=spec.sampling, max_gap=spec.max_gap)
+    return Canaries(prompts=prompts, sampling=spec.sampling, limits=spec.limits)

@@ -19,6 +19,7 @@ from cluster.config.run import RunConfig
 from cluster.runs.directory import RunDirectory
 from trainers.adapter_folder import AdapterFolder
 from trainers.config import SamplingConfig
+from trainers.logprob_gap import GapLimits
 
 _PLACE_S = 120.0  # longest wait for room on the cluster: what is not free by then is used by somebody else
 
@@ -34,11 +35,11 @@ class Merge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanarySpec:
-    """The check after each weight sync: how many prompts, drawn how, and the allowed gap in nats."""
+    """The check after each weight sync: how many prompts, drawn how, and the allowed gap."""
 
     prompts: int
     sampling: SamplingConfig
-    max_gap: float
+    limits: GapLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +93,7 @@ def derive_spec(config: RunConfig, origin: Origin, run: RunDirectory, *, gpus: b
         canaries=CanarySpec(
             prompts=config.sync.canary_prompts,
             sampling=config.sampling,
-            max_gap=config.sync.allowed_gap(config.policy.dtype),
+            limits=config.sync.allowed_gap(config.policy.dtype),
         ),
         deadlines=deadlines,
         place_s=min(deadlines.start, _PLACE_S),

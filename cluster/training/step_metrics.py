@@ -66,7 +66,7 @@ def step_metrics(facts: StepFacts) -> dict[str, float]:
         metrics["advantage/replaced_groups"] = facts.replaced
     metrics |= rollout_metrics(facts.rollouts)
     if "rollout/logprob_gap_mean" in report.metrics:  # not where someone else than the policy wrote
-        metrics["rollout/logprob_gap_max"] = report.gap_max
+        metrics |= {"rollout/logprob_gap_p999": report.gap_quantile, "rollout/logprob_gap_max": report.gap_max}
     metrics |= {
         "rollout/staleness_max": facts.version - min(c.policy_version for r in facts.rollouts for c in r.completions),
         "weights/sync_bytes": facts.proof.bytes,

@@ -144,6 +144,7 @@ def test_reported_gap_is_the_largest_before_the_update(trained: Trained, truth: 
         worst = max(range(len(gaps)), key=lambda i: gaps[i].max())
         assert report.gap_max == pytest.approx(gaps[worst].max(), abs=1e-5)
         assert report.gap_sample == samples[worst].sample.id
+        assert report.gap_quantile == pytest.approx(np.concatenate(gaps).max(), abs=1e-5)  # of so few tokens
         assert report.metrics["rollout/logprob_gap_mean"].value == pytest.approx(np.concatenate(gaps).mean(), abs=1e-5)
 
 

@@ -24,13 +24,14 @@ from tests.support import tiny
 from tests.support.engine_host import Engine
 from trainers.algorithms.config import GRPOConfig, KLConfig
 from trainers.config import SamplingConfig, TrainConfig
+from trainers.logprob_gap import gap_limits
 from trainers.types import AnnotatedSample, Completion, Sample, TrainSample, to_sample
 
 tiny.by_value(__name__)
 
 ROUTE = Route(transport="ray", deadline_s=60)
 SAMPLING = SamplingConfig(n=4, temperature=0.7, max_tokens=12)
-NO_CANARIES = Canaries(prompts=(), sampling=SAMPLING, max_gap=1e-3)
+NO_CANARIES = Canaries(prompts=(), sampling=SAMPLING, limits=gap_limits("float32"))
 VICTIM = "model.layers.1.mlp.up_proj.weight"
 
 
@@ -122,7 +123,7 @@ def stage(engines: ActorGroup, tied: Path, tmp_path_factory: pytest.TempPathFact
     canaries = [tiny.token_prompt(f"canary{i}", 100 + i) for i in range(3)]
     with tiny.learner_group(spec, tmp_path_factory.mktemp("logs"), forks=None, cls=Tampered) as learners:
         generators = GeneratorGroup(engines, tiny.DEADLINES)
-        proof = Canaries(prompts=canaries, sampling=SAMPLING, max_gap=1e-3)
+        proof = Canaries(prompts=canaries, sampling=SAMPLING, limits=gap_limits("float32"))
         sync = WeightSynchronizer(learners.actors, engines, learners.logprobs, canaries=proof, deadlines=tiny.DEADLINES)
         yield Stage(tied, learners, generators, sync)
 

@@ -62,6 +62,7 @@ def healthy(seed: int, steps: int = 200) -> Curves:
         "rollout/truncated_fraction": np.clip(noise(0.02), 0, 1),
         "rollout/samples": np.full(steps, 256),
         "rollout/logprob_gap_mean": 1e-7 * np.exp(noise(0.5)),
+        "rollout/logprob_gap_p999": 2e-6 * np.exp(noise(0.5)),
         "rollout/logprob_gap_max": 5e-6 * np.exp(noise(0.5)),
     }
 
@@ -194,7 +195,7 @@ def failing(c: Curves) -> None:
 
 
 def gap(c: Curves) -> None:
-    c["rollout/logprob_gap_max"] = c["rollout/logprob_gap_max"] + 7e-4
+    c["rollout/logprob_gap_p999"] = c["rollout/logprob_gap_p999"] + 7e-4
 
 
 LOWERED = re.compile(r"(?<![\w/.`])(kl|gkd|ess|cuda|lora|jsd)(?![\w/.`])")  # abbreviations that lost their capitals
@@ -421,7 +422,7 @@ def test_who_writes_is_no_change(seed: int) -> None:
     for row, own in zip(metrics, np.random.default_rng(seed).random(len(metrics)) < 0.5, strict=True):
         if not own:
             row["distill/jsd"] *= 0.3
-            del row["rollout/logprob_gap_mean"], row["rollout/logprob_gap_max"]
+            del row["rollout/logprob_gap_mean"], row["rollout/logprob_gap_p999"], row["rollout/logprob_gap_max"]
     assert diagnose(metrics, config()) == []
 
 

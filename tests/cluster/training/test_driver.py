@@ -31,6 +31,7 @@ from tests.support.fake_runs import (
     raising,
 )
 from trainers.seeds import derive_seed
+from trainers.types import Float32Array
 
 # --- the order of a step ----------------------------------------------------------------------------------------------
 
@@ -266,25 +267,102 @@ async def test_more_failed_scores_than_allowed_stop_the_run_with_the_first_cause
         await run.run()
 
 
+def off_by(error: float) -> Callable[[int, int], float]:
+    return lambda seed, tokens: error
+
+
 @pytest.mark.parametrize("error", [0.002, -0.002, float("nan")])
 async def test_a_logprob_gap_over_the_threshold_stops_the_run(tmp_path: Path, error: float) -> None:
     run = new_run(tmp_path)
 
     def break_generators() -> None:
-        run.roles.generators.logprob_error = error  # type: ignore[attr-defined]
+        run.roles.generators.logprob_error = off_by(error)  # type: ignore[attr-defined]
 
     run.at("generate", 2 * PER_STEP + 2, break_generators)  # the second group of step 3
-    with pytest.raises(LogprobGapError, match=r"sample e1-000000/\d of step 3: .* (0.002|nan) .* \(allowed: 0.001"):
+    message = r"step 3: .* in one token of 1000 \(allowed: 0.001, .* by (0.002|nan), in sample e1-000000/\d;"
+    with pytest.raises(LogprobGapError, match=message):
         await run.run()
     assert run.column("step") == [1, 2]
 
 
 async def test_a_logprob_gap_below_the_threshold_is_recorded(tmp_path: Path) -> None:
     run = new_run(tmp_path, train={"steps": 1})
-    run.roles.generators.logprob_error = 0.0005  # type: ignore[attr-defined]
+    run.roles.generators.logprob_error = off_by(0.0001)  # type: ignore[attr-defined]
     await run.run()
-    assert run.column("rollout/logprob_gap_max") == pytest.approx([0.0005], abs=1e-6)
-    assert run.column("rollout/logprob_gap_mean") == pytest.approx([0.0005], abs=1e-6)
+    for key in ("mean", "p999", "max"):
+        assert run.column(f"rollout/logprob_gap_{key}") == pytest.approx([0.0001], abs=1e-6)
+
+
+async def test_a_mean_above_its_own_limit_stops_the_run(tmp_path: Path) -> None:
+    """All tokens a little off: no token is off by much."""
+    run = new_run(tmp_path, sync={"max_mean_logprob_gap": 0.0001})
+    run.roles.generators.logprob_error = off_by(0.0002)  # type: ignore[attr-defined]
+    with pytest.raises(LogprobGapError, match=r"step 1: .* by 0.0002 on average \(allowed: 0.0001, sync.max_mean_log"):
+        await run.run()
+
+
+def bf16_rounding(seed: int, tokens: int) -> Float32Array:
+    """Noise as it was measured on a model of 135 M parameters: mean 0.045, one token in a thousand above 0.3.
+
+    A Laplace distribution of scale 0.0434 has mean 0.0434 and its quantile at 0.0434 · ln 1000 = 0.3.
+    """
+    return np.random.default_rng([seed, 1]).laplace(scale=0.0434, size=tokens).astype(np.float32)
+
+
+MANY = {"sampling": {"n": 64, "max_tokens": 64}, "train": {"steps": 3, "prompts_per_step": PROMPTS}}
+
+
+@pytest.mark.parametrize("given", [{}, {"max_logprob_gap": 0.5}], ids=["default", "a config of before"])
+async def test_rounding_in_bfloat16_comes_through_whatever_its_maximum(tmp_path: Path, given: dict[str, Any]) -> None:
+    def rounding(seed: int, tokens: int) -> Float32Array:
+        noise = bf16_rounding(seed, tokens)
+        if seed % 500 == 0:  # in one completion of 500 one token: published tails reach beyond 1
+            noise[0] = 1.2
+        return noise
+
+    run = new_run(tmp_path, policy={"dtype": "bfloat16"}, sync=given, **MANY)
+    run.roles.generators.logprob_error = rounding  # type: ignore[attr-defined]
+    await run.run()
+    assert len(run.metrics) == 3
+    assert max(run.column("rollout/logprob_gap_max")) > 0.5
+    assert run.column("rollout/logprob_gap_mean") == pytest.approx([0.0434] * 3, rel=0.1)
+    assert run.column("rollout/logprob_gap_p999") == pytest.approx([0.3] * 3, rel=0.5)
+
+
+def stale(seed: int, tokens: int) -> Float32Array:
+    """An update that the engine ignored: every token a little off."""
+    return bf16_rounding(seed, tokens) + np.float32(0.25)
+
+
+def corrupted(seed: int, tokens: int) -> Float32Array:
+    """A damaged row of the output head: one token in fifty is off by far."""
+    noise = bf16_rounding(seed, tokens)
+    noise[np.random.default_rng([seed, 2]).random(tokens) < 0.02] += np.float32(3)
+    return noise
+
+
+def one_bad_completion(seed: int, tokens: int) -> Float32Array:
+    """One completion of about 64 is from another model."""
+    return bf16_rounding(seed, tokens) + np.float32(2 * (seed % 64 == 0))
+
+
+def not_a_number(seed: int, tokens: int) -> Float32Array:
+    """In one completion of sixteen no token has a number."""
+    return bf16_rounding(seed, tokens) + np.float32(np.nan if seed % 16 == 0 else 0)
+
+
+@pytest.mark.parametrize("fault", [stale, corrupted, one_bad_completion, not_a_number])
+async def test_faults_stop_a_bfloat16_run_beside_its_rounding(tmp_path: Path, fault: Any) -> None:
+    run = new_run(tmp_path, policy={"dtype": "bfloat16"}, **MANY)
+    run.roles.generators.logprob_error = bf16_rounding  # type: ignore[attr-defined]
+
+    def break_generators() -> None:
+        run.roles.generators.logprob_error = fault  # type: ignore[attr-defined]
+
+    run.at("generate", PROMPTS + 1, break_generators)  # from the first group of step 2 on
+    with pytest.raises(LogprobGapError, match="step 2: "):
+        await run.run()
+    assert run.column("step") == [1]
 
 
 async def test_the_first_cause_is_the_steps_own(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_full_policy_on_the_cpu() -> None:
     assert (spec.learner.total_optimizer_steps, spec.learner.critic_optimizer_steps) == (60, 60)
     assert (spec.teacher_engine, spec.merge, spec.base, spec.shares_gpus) == (None, None, None, False)
     assert [reward.weight for reward in spec.rewards] == [1.0]
-    assert (spec.canaries.prompts, spec.canaries.max_gap) == (4, 1e-3)
+    assert (spec.canaries.prompts, spec.canaries.limits.quantile) == (4, 1e-3)
 
 
 def test_every_timeout_arrives_and_room_is_not_waited_for_as_long() -> None:

@@ -80,6 +80,7 @@ def facts(**changes: object) -> StepFacts:
         learning_rate=1e-5,
         gap_max=0.001,
         gap_sample="p/0",
+        gap_quantile=0.0005,
     )
     given: dict[str, object] = {
         "step": 7,
@@ -116,6 +117,7 @@ def test_a_step_by_hand() -> None:
         "rollout/samples": 6,
         "rollout/tokens": 14,
         "rollout/staleness_max": 1,
+        "rollout/logprob_gap_p999": 0.0005,
         "rollout/logprob_gap_max": 0.001,
         "weights/sync_bytes": 1024,
         "weights/sync_s": 0.125,

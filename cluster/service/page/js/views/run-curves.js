@@ -49,7 +49,8 @@ const CHARTS = [
     unit: "trainer vs. generator",
     keys: [
       ["rollout/logprob_gap_mean", "mean"],
-      ["rollout/logprob_gap_max", "largest", { color: 1 }],
+      ["rollout/logprob_gap_p999", "99.9 % quantile", { color: 1 }],
+      ["rollout/logprob_gap_max", "largest", { color: 2 }],
     ],
   },
   { title: "Throughput", unit: "tokens/s", keys: [["throughput/tokens_per_s", "tokens"]] },
