@@ -183,14 +183,12 @@ class Learner:
             load_tokenizer(self._spec.policy, self._spec.adapter).save_pretrained(directory)
 
     def offload(self) -> None:
-        """Leave the GPU to a colocated generator."""
-        for engine in self._models.trained:
-            engine.offload()
+        """Leave the GPU to a colocated generator; the policy still computes log-probabilities and sends its weights."""
+        self._models.offload()
 
     def reload(self) -> None:
         """Take the GPU back."""
-        for engine in self._models.trained:
-            engine.reload()
+        self._models.reload()
 
 
 def _refuse_empty(kept: Mean) -> None:

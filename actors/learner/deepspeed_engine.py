@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.runtime.base_optimizer import ZeROOptimizer
-from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from actors.config import LearnerConfig
+from actors.learner.host_copies import HostCopies, tensors_of, weights_of
 from actors.modeling.checkpoint_names import CheckpointNames
 from actors.modeling.peft_adapters import trained_parameters
 from actors.weights.transfer import TensorInfo
@@ -120,6 +121,7 @@ class TrainingEngine:
             config=engine_config(learner, dtype=dtype, max_grad_norm=train.max_grad_norm),
         )
         self._world_size: int = torch.distributed.get_world_size()
+        self._host = HostCopies()
 
     def __call__(self, **inputs: Any) -> Any:
         """A forward pass of the policy."""
@@ -189,19 +191,19 @@ class TrainingEngine:
         if path is None:
             raise RuntimeError(f"no learner checkpoint in {directory}")
 
-    def offload(self) -> None:
-        """Move all but the weights to host memory, to leave the GPU to a generator; forward passes still work."""
-        states = (
-            OffloadStateTypeEnum.optim_states,
-            OffloadStateTypeEnum.hp_params,
-            OffloadStateTypeEnum.lp_grads,
-            OffloadStateTypeEnum.contiguous_grad_buffer,
-        )
-        self._engine.offload_states(include=states)
+    def offload(self, *, weights: bool = False) -> None:
+        """Leave the device to a generator: all but the weights to host memory, so that forward passes still work;
+        with `weights` these too, and they do not. What is in host memory already stays there."""
+        self._engine.empty_partition_cache()
+        states = tensors_of(self._engine.optimizer)
+        if weights:
+            self._host.take(chain(states, weights_of(self.module)), device=self.device)
+        else:
+            self._host.take(states, device=self.device, keep=weights_of(self.module))
 
     def reload(self) -> None:
-        """Undo `offload`."""
-        self._engine.reload_states()
+        """Undo `offload`; nothing to do without one."""
+        self._host.restore()
 
 
 class FrozenEngine:
@@ -210,17 +212,29 @@ class FrozenEngine:
     def __init__(self, model: nn.Module, *, learner: LearnerConfig, dtype: str) -> None:
         model.requires_grad_(False).eval()
         self._model: Any = model
+        self._module = model
+        self._device = torch.device(deepspeed.get_accelerator().current_device_name())
+        self._host = HostCopies()
         if learner.zero_stage == 3:
             config = engine_config(learner, dtype=dtype, max_grad_norm=1.0)
             config["zero_optimization"].pop("offload_optimizer", None)
             self._model, *_ = deepspeed.initialize(model=model, config=config)
         else:
-            device = deepspeed.get_accelerator().current_device_name()
-            self._model = model.to(device)
+            self._model = model.to(self._device)
 
     def __call__(self, **inputs: Any) -> Any:
         """A forward pass."""
         return self._model(**inputs)
+
+    def offload(self) -> None:
+        """Move the weights to host memory: no forward pass until `reload`."""
+        if self._model is not self._module:
+            self._model.empty_partition_cache()
+        self._host.take(weights_of(self._module), device=self._device)
+
+    def reload(self) -> None:
+        """Undo `offload`; nothing to do without one."""
+        self._host.restore()
 
 
 class MasterWeights:

@@ -28,8 +28,9 @@ class LearnerModels:
 
     def __init__(self, spec: LearnerSpec, needs: frozenset[Need]) -> None:
         self._temperature = spec.temperature
-        self._reference: Callable[..., Any] | None = None
+        self._reference: FrozenEngine | None = None
         self._teacher: Teacher | None = None
+        self._frozen: list[FrozenEngine] = []
         self.critic: TrainingEngine | None = None
         sharding = None
         if spec.policy.train_type == "full":
@@ -50,6 +51,9 @@ class LearnerModels:
             model = load_model(spec.policy.model_copy(update={"model": self._distillation.model}))
             frozen = FrozenEngine(model, learner=spec.learners, dtype=spec.policy.dtype)
             self._teacher = Teacher(frozen, self._distillation)
+            self._frozen.append(frozen)
+        if self._reference is not None:
+            self._frozen.append(self._reference)
         del sharding  # had to live until the last causal language model was loaded
         if "values" in needs:
             self.critic = _load_critic(spec)
@@ -59,6 +63,21 @@ class LearnerModels:
     def trained(self) -> list[TrainingEngine]:
         """The engines with an optimizer."""
         return [self.policy.engine] if self.critic is None else [self.policy.engine, self.critic]
+
+    def offload(self) -> None:
+        """Everything to host memory but the policy's weights, which are sent and compared with the generators'."""
+        self.policy.engine.offload()
+        if self.critic is not None:
+            self.critic.offload(weights=True)
+        for frozen in self._frozen:
+            frozen.offload()
+
+    def reload(self) -> None:
+        """Undo `offload`."""
+        for engine in self.trained:
+            engine.reload()
+        for frozen in self._frozen:
+            frozen.reload()
 
     @torch.no_grad()
     def logprobs(self, batch: MicroBatch) -> Float32Array:
