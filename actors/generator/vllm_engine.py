@@ -303,12 +303,18 @@ def sampling_params(sampling: SamplingConfig, *, seed: int) -> SamplingParams:
 
 def build_engine(spec: EngineSpec) -> LLMEngine:
     """An engine for this process's device; log-probabilities are those of the sampled distribution."""
+    args = engine_args(spec, on_cpu=current_platform.is_cpu())
+    engine = LLMEngine.from_engine_args(args, enable_multiprocessing=False)
+    _remove_rendezvous()
+    return engine
+
+
+def engine_args(spec: EngineSpec, *, on_cpu: bool) -> EngineArgs:
+    """What the engine is built from."""
     config = spec.generators
-    on_cpu = current_platform.is_cpu()
     device_args: dict[str, Any] = (
         {
             "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
-            "distributed_executor_backend": "uni",
             # A prompt cut over two engine steps makes vLLM rewind its seeded generator, which CPUs cannot.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(_PREFILL_TOKENS, spec.max_model_len),
@@ -316,12 +322,15 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
         if on_cpu
         else {"gpu_memory_utilization": config.gpu_memory_utilization, "enable_sleep_mode": True}
     )
-    args = EngineArgs(
+    return EngineArgs(
         model=spec.model,
         dtype=spec.dtype,
         max_model_len=spec.max_model_len,
         max_num_seqs=config.max_num_seqs,
         tensor_parallel_size=config.tensor_parallel,
+        # Left open, vLLM finds the run's placement group and wants to place workers of its own in it. The actor has
+        # all of its engine's GPUs, which are those of one node: its workers are processes beside it.
+        distributed_executor_backend="uni" if config.tensor_parallel == 1 else "mp",
         enforce_eager=on_cpu or config.enforce_eager,
         enable_prefix_caching=config.prefix_caching,
         logprobs_mode="processed_logprobs",
@@ -332,9 +341,6 @@ def build_engine(spec: EngineSpec) -> LLMEngine:
         **device_args,
         **_weight_args(spec),
     )
-    engine = LLMEngine.from_engine_args(args, enable_multiprocessing=False)
-    _remove_rendezvous()
-    return engine
 
 
 def _remove_rendezvous() -> None:

@@ -393,3 +393,20 @@ def test_a_model_that_cannot_be_loaded_is_reported(engine: Engine, tmp_path: Pat
     first, second = engine(body, tiny.engine_spec(tmp_path / "missing"))
     assert "missing" in first
     assert second == first
+
+
+@pytest.mark.parametrize(("tensor_parallel", "executor"), [(1, "uni"), (2, "mp"), (8, "mp")])
+def test_the_workers_of_an_engine_are_its_actors_own(
+    engine: Engine, untied: Path, tensor_parallel: int, executor: str
+) -> None:
+    """Left to choose in a placement group, vLLM takes Ray, which refuses a bundle of more than one GPU."""
+
+    def body(host: EngineHost, spec: EngineSpec) -> list[object]:
+        from actors.generator.vllm_engine import engine_args
+
+        found = [engine_args(spec, on_cpu=on_cpu) for on_cpu in (False, True)]
+        return [(args.tensor_parallel_size, args.distributed_executor_backend) for args in found]
+
+    spec = tiny.engine_spec(untied)
+    spec = replace(spec, generators=spec.generators.model_copy(update={"tensor_parallel": tensor_parallel}))
+    assert engine(body, spec) == [(tensor_parallel, executor)] * 2
