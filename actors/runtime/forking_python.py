@@ -21,7 +21,8 @@ def main() -> None:
             server.settimeout(_PATIENCE_S)
             server.connect(address)
             sent = socket.send_fds(server, [message], [0, 1, 2])
-            server.sendall(message[sent:])
+            if rest := message[sent:]:  # nothing more, sent to who is through with it, would be an error
+                server.sendall(rest)
             if server.recv(4) == b"done":
                 return
     except OSError:
