@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from trainers.types import Float32Array
+if TYPE_CHECKING:
+    from trainers.types import Float32Array
 
 ONE_IN = 1000  # the quantile is the difference that one token in so many may exceed: 99.9 %
 # Mean over quantile, of rounding: 0.045 / 0.298 was measured. So that one number sets both limits.
@@ -51,9 +51,12 @@ def gap_quantile(gaps: Sequence[Float32Array]) -> float:
 
     Of fewer than `ONE_IN` tokens it is the largest.
 
+    >>> import numpy as np
     >>> gap_quantile([np.arange(1500, dtype=np.float32), np.arange(1500, 2000, dtype=np.float32)])
     1997.0
     """
+    import numpy as np  # not before a config is checked: a mistake in it is refused at once
+
     values = np.concatenate([np.zeros(0, dtype=np.float32), *gaps])
     if not len(values):
         return 0.0
