@@ -7,8 +7,9 @@ would be one of freed memory.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -22,6 +23,8 @@ from actors.learner.deepspeed_ops import use_built_ops
 from actors.learner.host_copies import HostCopies, tensors_of
 from cluster.config.checks import cross_checks
 from cluster.config.run import parse_config
+from tests.support import tiny
+from tests.support.forked_ranks import ForkedGroup, ForkServer
 from trainers.config import TrainConfig
 
 DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
@@ -53,21 +56,6 @@ def test_what_the_config_refuses() -> None:
     assert {c for c in refused_ones if c[1:] == (0, "none")} == {("bfloat16", 0, "none")}
     assert {c[1:] for c in refused_ones} == {(0, "none"), (0, "optimizer"), (0, "all"), (1, "all"), (2, "all")}
     assert len(WORKING) == 8 + 7
-
-
-@pytest.fixture(scope="module")
-def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """This process as a learner's only rank."""
-    file = tmp_path_factory.mktemp("group") / "store"
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("TORCH_EXTENSIONS_DIR", "PATH"):  # which `use_built_ops` sets
-            patch.setenv(name, os.environ.get(name, ""))
-        for name, value in {"DS_ACCELERATOR": "cpu", "DS_IGNORE_CUDA_DETECTION": "1", "LOCAL_RANK": "0"}.items():
-            patch.setenv(name, value)
-        use_built_ops()
-        dist.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
 
 
 def small_model(dtype: str) -> nn.Module:
@@ -135,44 +123,74 @@ def memory(engine: Any) -> int:
     return sum(size for place, size in storages.items() if place not in weights)
 
 
+class OnlyRank:
+    """A learner's only rank, in a process of its own: DeepSpeed keeps gigabytes of buffers of every engine."""
+
+    def __init__(self, store: Path) -> None:
+        use_built_ops()
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+
+    def share(self, dtype: str, stage: int, offload: str, adapter: bool) -> None:
+        """Losses, norms and weights of a run that shares its device are those of one that does not."""
+        alone = train(engine_of(dtype, stage, offload, adapter=adapter), sharing=False)
+        engine = engine_of(dtype, stage, offload, adapter=adapter)
+        shared = train(engine, sharing=True)
+        assert shared[:2] == alone[:2]
+        assert alone[0][-1] < alone[0][0]  # it learns
+        assert alone[2].keys() == shared[2].keys()
+        for name, tensor in alone[2].items():
+            assert torch.equal(tensor, shared[2][name]), name
+        away = memory(engine)
+        engine.reload()
+        trained = sum(tensor.numel() for tensor in alone[2].values())
+        assert memory(engine) - away >= 8 * trained  # at least Adam's two moments in float32
+
+    def leave_whole(self, stage: Any) -> None:
+        """Frozen models and critics leave with their weights, and come back as they were."""
+        from actors.learner.deepspeed_engine import FrozenEngine
+
+        frozen = FrozenEngine(small_model("bfloat16"), learner=LearnerConfig(zero_stage=stage), dtype="bfloat16")
+        trained = engine_of("float32", stage, "none")
+        for engine, module in ((frozen, frozen._module), (trained, trained.module)):
+            before = engine(input_ids=TOKENS).logits.detach().clone()
+            kept = [p.ds_tensor if hasattr(p, "ds_tensor") else p for p in module.parameters()]
+            for _ in range(2):
+                for _ in range(2):  # the second does nothing
+                    engine.offload(**({} if engine is frozen else {"weights": True}))
+                assert {tensor.untyped_storage().nbytes() for tensor in kept} == {0}
+                engine.reload()
+                assert torch.equal(engine(input_ids=TOKENS).logits, before)
+
+
+tiny.by_value(__name__)
+
+
+@pytest.fixture
+def only_rank(fork_server: ForkServer, tmp_path: Path) -> Iterator[ForkedGroup]:
+    with fork_server.group([partial(OnlyRank, tmp_path / "store")], [tmp_path / "learner-0.log"]) as ranks:
+        yield ranks
+
+
+COVERING = {("float32", 0, "none", False), ("bfloat16", 1, "none", False), ("bfloat16", 2, "optimizer", False)}
+COVERING |= {("bfloat16", 3, "all", False), ("bfloat16", 2, "none", True)}
+ALL = [(*case, False) for case in WORKING] + [("bfloat16", stage, "none", True) for stage in (1, 2, 3)]
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("dtype", "stage", "offload", "adapter"),
-    [(*case, False) for case in WORKING] + [("bfloat16", stage, "none", True) for stage in (1, 2, 3)],
+    [pytest.param(*case, marks=() if case in COVERING else pytest.mark.extended) for case in ALL],
 )
 def test_a_run_that_shares_its_device_is_the_one_that_does_not(
-    one_rank: None, dtype: str, stage: int, offload: str, adapter: bool
+    only_rank: ForkedGroup, dtype: str, stage: int, offload: str, adapter: bool
 ) -> None:
-    alone = train(engine_of(dtype, stage, offload, adapter=adapter), sharing=False)
-    engine = engine_of(dtype, stage, offload, adapter=adapter)
-    shared = train(engine, sharing=True)
-    assert shared[:2] == alone[:2]
-    assert alone[0][-1] < alone[0][0]  # it learns
-    assert alone[2].keys() == shared[2].keys()
-    for name, tensor in alone[2].items():
-        assert torch.equal(tensor, shared[2][name]), name
-    away = memory(engine)
-    engine.reload()
-    trained = sum(tensor.numel() for tensor in alone[2].values())
-    assert memory(engine) - away >= 8 * trained  # at least Adam's two moments in float32
+    tiny.run(only_rank.each("share", lambda a, _: a.share.remote(dtype, stage, offload, adapter), deadline_s=240))
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_frozen_models_and_critics_leave_with_their_weights(one_rank: None, stage: Any) -> None:
-    from actors.learner.deepspeed_engine import FrozenEngine
-
-    frozen = FrozenEngine(small_model("bfloat16"), learner=LearnerConfig(zero_stage=stage), dtype="bfloat16")
-    trained = engine_of("float32", stage, "none")
-    for engine, module in ((frozen, frozen._module), (trained, trained.module)):
-        before = engine(input_ids=TOKENS).logits.detach().clone()
-        kept = [p.ds_tensor if hasattr(p, "ds_tensor") else p for p in module.parameters()]
-        for _ in range(2):
-            for _ in range(2):  # the second does nothing
-                engine.offload(**({} if engine is frozen else {"weights": True}))
-            assert {tensor.untyped_storage().nbytes() for tensor in kept} == {0}
-            engine.reload()
-            assert torch.equal(engine(input_ids=TOKENS).logits, before)
+@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.extended), 3])
+def test_frozen_models_and_critics_leave_with_their_weights(only_rank: ForkedGroup, stage: int) -> None:
+    tiny.run(only_rank.each("leave", lambda a, _: a.leave_whole.remote(stage), deadline_s=240))
 
 
 def test_views_and_gradients_come_back_and_what_is_kept_stays() -> None:
