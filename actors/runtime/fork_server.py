@@ -22,7 +22,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from actors.runtime.scratch_folder import scratch_folder
@@ -41,21 +41,35 @@ def fork_server(modules: Iterable[str], environment: Mapping[str, str]) -> Itera
     home = Path(os.environ.get("RAY_TMPDIR") or "/tmp")  # not TMPDIR: the path of a socket must stay short
     with scratch_folder(SCRATCH, home) as folder:
         address = str(folder / "socket")
-        process = subprocess.Popen(
+        starter = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__, address, *modules],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,  # libraries greet when they are imported
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the driver
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # libraries complain when they are imported
             env=os.environ | environment,
         )
-        try:
-            yield shlex.join([sys.executable, "-ISB", str(_CLIENT), address])
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.kill()
-            process.wait()
+        with starter:
+            assert starter.stdin is not None
+            assert starter.stdout is not None
+            server = int(starter.stdout.readline())
+            try:
+                yield shlex.join([sys.executable, "-ISB", str(_CLIENT), address])
+            finally:
+                starter.stdin.close()
+                with suppress(ProcessLookupError):
+                    os.kill(server, signal.SIGKILL)  # it may be importing
+
+
+def detach() -> None:
+    """Go on as a process that is nobody's child, and say which: who ends a run by ending its process and all below it,
+    as Ray does with jobs, means to have it saved first, for which its workers must live."""
+    if server := os.fork():
+        print(server, flush=True)
+        os._exit(0)
+    os.setsid()  # Ctrl-C is for the driver
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.stdout.fileno())
+    os.close(nothing)
 
 
 def serve(address: str, modules: Sequence[str]) -> None:
@@ -120,4 +134,5 @@ def _received(caller: socket.socket) -> tuple[bytes, Sequence[int]]:
 
 
 if __name__ == "__main__":
+    detach()
     serve(sys.argv[1], sys.argv[2:])
