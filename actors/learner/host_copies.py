@@ -21,7 +21,7 @@ class HostCopies:
 
     def __init__(self) -> None:
         self._away: list[tuple[torch.UntypedStorage, Tensor]] = []
-        self._buffers: dict[int, Tensor] = {}  # by size and number: pinning host memory takes longer than to copy
+        self._buffers: dict[int, Tensor] = {}  # by their order: pinning host memory takes longer than to copy
 
     def take(self, tensors: Iterable[Tensor], *, device: torch.device, keep: Iterable[Tensor] = ()) -> None:
         """Empty the storages of `tensors` that are on `device`, but not those of `keep`; a second time does nothing."""

@@ -30,6 +30,7 @@ from actors.runtime.scratch_folder import scratch_folder
 SCRATCH = "rlhf-forks-"
 _CLIENT = Path(__file__).with_name("forking_python.py")
 _STREAMS = (0, 1, 2)
+_PATIENCE_S = 40  # for a caller to say what it wants
 
 
 @contextmanager
@@ -51,18 +52,18 @@ def fork_server(modules: Iterable[str], environment: Mapping[str, str]) -> Itera
         with starter:
             assert starter.stdin is not None
             assert starter.stdout is not None
-            server = int(starter.stdout.readline())
+            server = starter.stdout.readline()  # its process id; nothing where it could not start: Python does it all
             try:
                 yield shlex.join([sys.executable, "-ISB", str(_CLIENT), address])
             finally:
                 starter.stdin.close()
-                with suppress(ProcessLookupError):
-                    os.kill(server, signal.SIGKILL)  # it may be importing
+                with suppress(ProcessLookupError, ValueError):
+                    os.kill(int(server), signal.SIGKILL)  # it may be importing
 
 
 def detach() -> None:
-    """Go on as a process that is nobody's child, and say which: who ends a run by ending its process and all below it,
-    as Ray does with jobs, means to have it saved first, for which its workers must live."""
+    """Continue as a process that is no child of the starter's, and print its id. Ray stops a job by a signal to its
+    process and all descendants; the workers, which are children of this process, must live until the run is saved."""
     if server := os.fork():
         print(server, flush=True)
         os._exit(0)
@@ -106,6 +107,7 @@ def _become(caller: socket.socket) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as Ray has it for its workers
     os.setpgid(0, 0)  # Ray ends the group of a worker
     with caller:
+        caller.settimeout(_PATIENCE_S)
         message, streams = _received(caller)
         arguments, environment, folder = json.loads(message)
         for stream, target in zip(streams, _STREAMS, strict=True):

@@ -136,6 +136,14 @@ def test_a_module_that_cannot_be_imported_leaves_python_to_do_it(scratch: Path, 
         assert json.loads(run(python, tmp_path).stdout)["loaded"] == []
 
 
+def test_a_server_that_cannot_start_leaves_python_to_do_it(
+    scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.runtime.fork_server.__name__", "no_such_module")  # what Python is asked to run
+    with fork_server([], {}) as python:
+        assert json.loads(run(python, tmp_path).stdout)["main"] == "__main__"
+
+
 def test_it_ends_with_the_block(scratch: Path) -> None:
     with fork_server([], {}):
         server_in(scratch)
